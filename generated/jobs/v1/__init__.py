@@ -1,0 +1,1 @@
+"""The stubs of package jobs.v1: written by scripts/generate, not by hand."""
