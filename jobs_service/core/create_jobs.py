@@ -1,0 +1,174 @@
+"""Creating jobs: who may, which of them exist already, and the rest inserted with their history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from jobs_service.core import permissions, run_parameters
+from jobs_service.core.permissions import CREATING, Action
+from jobs_service.model.caller import Standing
+from jobs_service.model.errors import JobsError, RequestIdConflict, TransactionRolledBack
+from jobs_service.model.job import Job, JobStatus, NewJob, RunType
+from jobs_service.model.requests import CreateRequest, CreateResult
+from jobs_service.model.states import EventType
+from jobs_service.storage.access_store import StandingQuestion
+from jobs_service.storage.database import Transaction
+from jobs_service.storage.event_store import Event
+from jobs_service.storage.job_store import EarlierJob, JobInsert, RequestKey
+
+_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One request on its way through the batch."""
+
+    request: CreateRequest
+    standing: Standing
+    stranger: JobsError | None = None
+    """Why the caller, or the user it acts for, is nobody whom we would answer."""
+    denied: JobsError | None = None
+    """Which permission is missing."""
+    insert: JobInsert | None = None
+    create_time: datetime | None = None
+    earlier: EarlierJob | None = None
+
+    @property
+    def key(self) -> RequestKey | None:
+        """What makes the request_id unique; None: it has none."""
+        caller, request_id = self.request.caller, self.request.job.request_id
+        if request_id is None or caller.subject_id is None:
+            return None
+        return RequestKey(caller.subject_id, caller.user_id, request_id)
+
+
+def create_jobs(tx: Transaction, requests: Sequence[CreateRequest]) -> list[CreateResult | JobsError]:
+    """Create the jobs asked for; see JobService.create_jobs."""
+    items = _judged(tx, requests)
+    _insert(tx, items)
+    _find_earlier(tx, items)
+    results = [_result(item) for item in items]
+    tx.events.append([_created_event(item) for item in items if item.create_time is not None])
+    return results
+
+
+def _judged(tx: Transaction, requests: Sequence[CreateRequest]) -> list[_Item]:
+    """Look up every caller and data set in one go, and decide for each request."""
+    questions = [
+        StandingQuestion(request.caller, dataset_id)
+        for request in requests
+        for dataset_id in _datasets_of(request.job)
+    ]
+    answers = iter(tx.access.standings(questions))
+    return [_judge(request, [next(answers) for _ in _datasets_of(request.job)]) for request in requests]
+
+
+def _datasets_of(job: NewJob) -> list[int]:
+    """The data set that the job belongs to first, then those that its SQL reads."""
+    is_sql = job.run_type is RunType.SQL_TRANSFORM
+    return [job.dataset_id, *(run_parameters.sql_sources(job.run_parameters) if is_sql else [])]
+
+
+def _judge(request: CreateRequest, standings: Sequence[Standing]) -> _Item:
+    item = _Item(request, standings[0])
+    try:
+        permissions.require_known(request.caller, item.standing)
+    except JobsError as refusal:
+        item.stranger = refusal
+        return item
+    own, *sources = _datasets_of(request.job)
+    try:
+        permissions.require_dataset(CREATING[request.job.run_type], item.standing, own)
+        for dataset_id, standing in zip(sources, standings[1:], strict=True):
+            permissions.require_dataset(Action.READ_SOURCE, standing, dataset_id)
+    except JobsError as refusal:
+        item.denied = refusal
+    return item
+
+
+def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
+    """Insert what is allowed and not taken by its request id."""
+    for item in items:
+        caller, job = item.request.caller, item.request.job
+        refused = item.stranger or item.denied or job.validate_only
+        if not refused and caller.subject_id is not None:
+            item.insert = JobInsert(uuid7(), caller.subject_id, caller.user_id, job)
+    inserts = [item.insert for item in items if item.insert is not None]
+    created = tx.jobs.insert(inserts) if inserts else {}
+    for item in items:
+        if item.insert is not None:
+            item.create_time = created.get(item.insert.job_id)
+
+
+def _find_earlier(tx: Transaction, items: Sequence[_Item]) -> None:
+    """Find the jobs that the request ids of what was not created have made before."""
+    waiting = [item for item in items if item.key and item.create_time is None and not item.stranger]
+    keys = {item.key for item in waiting if item.key}
+    found = tx.jobs.by_request_ids(list(keys)) if keys else {}
+    for item in waiting:
+        if item.key:
+            item.earlier = found.get(item.key)
+
+
+def _result(item: _Item) -> CreateResult | JobsError:
+    job, earlier = item.request.job, item.earlier
+    same = earlier is not None and earlier.request_hash == job.request_hash
+    if item.stranger:
+        return item.stranger
+    if item.create_time is not None:
+        return CreateResult(_job_as_created(item))
+    if earlier is not None and same and not job.validate_only:
+        # Whoever repeats a request may see its job, whatever has become of the permission since.
+        return CreateResult(earlier.job, replayed=True)
+    if item.denied:
+        return item.denied
+    if earlier is not None and not same:
+        return RequestIdConflict(request_id=job.request_id, job_id=earlier.job.job_id)
+    if not job.validate_only:
+        # The row that stood in the way is gone again. Nothing is wrong: a rerun creates the job.
+        raise TransactionRolledBack
+    return CreateResult(_job_as_created(item), replayed=same, planned=True)
+
+
+def _job_as_created(item: _Item) -> Job:
+    """The job as its row is now; without id and times where it is only planned."""
+    caller, job = item.request.caller, item.request.job
+    moment = item.create_time or _NO_TIME
+    return Job(
+        job_id=item.insert.job_id if item.insert else UUID(int=0),
+        run_type=job.run_type,
+        status=JobStatus.PENDING,
+        dataset_id=job.dataset_id,
+        dataset_name=item.standing.dataset_name,
+        owner_id=caller.subject_id or 0,
+        owner_soeid=caller.subject_soeid,
+        creator_id=caller.user_id,
+        creator_soeid=caller.soeid if caller.user_id != caller.subject_id else None,
+        description=job.description,
+        external_id=job.external_id,
+        priority=job.priority,
+        attempt=0,
+        max_attempts=1,
+        create_time=moment,
+        available_time=moment,
+        update_time=moment,
+        version=1,
+        payload_bytes=job.payload_bytes,
+        source_commit_id=job.source_commit_id,
+        run_parameters=job.run_parameters,
+    )
+
+
+def _created_event(item: _Item) -> Event:
+    job = _job_as_created(item)
+    return Event(
+        type=EventType.CREATED,
+        job_id=job.job_id,
+        actor=item.request.caller,
+        status_before=None,
+        status_after=job.status,
+        time=job.create_time,
+    )

@@ -1,0 +1,199 @@
+"""The operations on jobs. Each is one transaction: its permission check, its change, its history.
+
+Operations are plural where many calls come at once: a list of requests in, a list of the same length
+out, in the same order, where a refusal is a value (a JobsError) that spoils none of the others.
+What a request shows by itself has been checked before, see core.validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
+
+from jobs_service.core import permissions
+from jobs_service.core.create_jobs import create_jobs
+from jobs_service.core.permissions import Action
+from jobs_service.model.errors import JobNotCancellable, JobsError, UserNotFound
+from jobs_service.model.job import Job, JobStatus, JobView
+from jobs_service.model.requests import (
+    CancelRequest,
+    CreateRequest,
+    CreateResult,
+    GetRequest,
+    JobFilter,
+    ListRequest,
+    Page,
+)
+from jobs_service.model.states import EventType, may_become
+from jobs_service.storage.access_store import StandingQuestion
+from jobs_service.storage.database import Database, Transaction
+from jobs_service.storage.event_store import Event
+from jobs_service.storage.job_list import TOTAL_CAP
+
+PAGE_BYTES = 3 * 1024 * 1024
+"""run_parameters and output_summaries of a page, as compact JSON, together (the first job always fits)."""
+
+
+class JobService:
+    """Creates, shows, lists and cancels jobs.
+
+    Every operation raises DatabaseUnavailable (TransactionRolledBack where it may be rerun as it is)
+    and Overloaded, beside what its own docstring says.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create_jobs(self, requests: Sequence[CreateRequest]) -> list[CreateResult | JobsError]:
+        """Create the jobs asked for, or find those that the same requests have made before.
+
+        Refusals: CallerUnknown, RoleRequired, UserNotFound, DatasetPermissionDenied,
+        DatasetNotFound, RequestIdConflict.
+        """
+        with self._database.transaction() as tx:
+            return create_jobs(tx, requests)
+
+    def get_jobs(self, requests: Sequence[GetRequest], view: JobView) -> list[Job | JobsError]:
+        """Return the jobs asked for. Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound."""
+        with self._database.one_statement() as tx:
+            found = tx.jobs.find(requests, view)
+        results: list[Job | JobsError] = []
+        for request, answer in zip(requests, found, strict=True):
+            try:
+                permissions.require_known(request.caller, answer.standing)
+                results.append(
+                    permissions.require_job(
+                        Action.SHOW, request.caller, answer.standing, answer.job, request.job_id
+                    )
+                )
+            except JobsError as refusal:
+                results.append(refusal)
+        return results
+
+    def list_jobs(self, request: ListRequest, *, seconds: float) -> Page:
+        """Return a page of the jobs that the caller may see, and their number if asked for.
+
+        seconds: what one statement may take, else DeadlineExceeded. A page is shorter than asked
+        where the view is FULL and more than PAGE_BYTES would be read.
+        Raises CallerUnknown, RoleRequired, UserNotFound (of an on-behalf call, or the owner).
+        """
+        wanted = request.filter
+        with self._database.snapshot(seconds=seconds) as tx:
+            standing = tx.access.standings([StandingQuestion(request.caller)])[0]
+            permissions.require_known(request.caller, standing)
+            _require_owner(tx, wanted)
+            viewer = None if permissions.sees_everything(standing) else request.caller.subject_id
+            found = tx.job_list.newest(
+                viewer, wanted, cursor=request.cursor, skip=request.skip, limit=request.page_size + 1
+            )
+            jobs = found[: request.page_size]
+            if request.view is JobView.FULL:
+                jobs = _with_payloads(tx, jobs)
+            total = tx.job_list.total(viewer, wanted) if request.include_total else None
+        return Page(
+            jobs=jobs,
+            more=len(jobs) < len(found),
+            total=None if total is None else min(total, TOTAL_CAP),
+            total_capped=total is not None and total > TOTAL_CAP,
+        )
+
+    def cancel_jobs(self, requests: Sequence[CancelRequest]) -> list[Job | JobsError]:
+        """Cancel the jobs asked for: of several requests for one job the first wins.
+
+        Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound, JobPermissionDenied,
+        JobNotCancellable. Raises RowLocked where another transaction holds one of the jobs too long.
+        """
+        with self._database.transaction() as tx:
+            jobs = tx.jobs.lock([request.job_id for request in requests])
+            questions = [_about_job(request, jobs.get(request.job_id)) for request in requests]
+            standings = tx.access.standings(questions)
+            winners: dict[UUID, CancelRequest] = {}
+            results: list[Job | JobsError] = []
+            for request, standing in zip(requests, standings, strict=True):
+                try:
+                    permissions.require_known(request.caller, standing)
+                    job = permissions.require_job(
+                        Action.CANCEL, request.caller, standing, jobs.get(request.job_id), request.job_id
+                    )
+                    _require_cancellable(job, winners.get(job.job_id))
+                    winners[job.job_id] = request
+                    results.append(job)
+                except JobsError as refusal:
+                    results.append(refusal)
+            cancelled = _cancel(tx, jobs, winners)
+        return [cancelled[result.job_id] if isinstance(result, Job) else result for result in results]
+
+
+def _require_owner(tx: Transaction, wanted: JobFilter) -> None:
+    """An owner whom nobody knows must never become no filter at all."""
+    if wanted.owner_id is None and wanted.owner_soeid is None:
+        return
+    if wanted.owner_id is None or not tx.access.user_exists(wanted.owner_id):
+        raise UserNotFound(
+            user_id=None if wanted.owner_soeid else wanted.owner_id, user_soeid=wanted.owner_soeid
+        )
+
+
+def _with_payloads(tx: Transaction, jobs: list[Job]) -> list[Job]:
+    """Return the jobs, or as many of the first as fit in PAGE_BYTES, with their payloads."""
+    fitting, size = 0, 0
+    for job in jobs:
+        size += job.payload_bytes
+        if fitting and size > PAGE_BYTES:
+            break
+        fitting += 1
+    payloads = tx.job_list.payloads([job.job_id for job in jobs[:fitting]])
+    return [
+        replace(job, run_parameters=payloads[job.job_id][0], output_summary=payloads[job.job_id][1])
+        for job in jobs[:fitting]
+    ]
+
+
+def _about_job(request: CancelRequest, job: Job | None) -> StandingQuestion:
+    return StandingQuestion(request.caller, None if job is None else job.dataset_id)
+
+
+def _require_cancellable(job: Job, winner: CancelRequest | None) -> None:
+    if winner is not None:
+        cancelled_by = winner.caller.soeid
+        raise JobNotCancellable(job_id=job.job_id, status=JobStatus.CANCELLED, cancelled_by=cancelled_by)
+    if not may_become(job.status, JobStatus.CANCELLED):
+        raise JobNotCancellable(job_id=job.job_id, status=job.status, cancelled_by=job.cancelled_by_soeid)
+
+
+def _cancel(tx: Transaction, jobs: dict[UUID, Job], winners: dict[UUID, CancelRequest]) -> dict[UUID, Job]:
+    if not winners:
+        return {}
+    moments = tx.jobs.cancel(
+        {job_id: (request.caller.soeid, request.reason) for job_id, request in winners.items()}
+    )
+    cancelled: dict[UUID, Job] = {}
+    events: list[Event] = []
+    for job_id, request in winners.items():
+        end_time, version = moments[job_id]
+        cancelled[job_id] = _cancelled(jobs[job_id], request, end_time, version)
+        events.append(
+            Event(
+                type=EventType.CANCELLED,
+                job_id=job_id,
+                actor=request.caller,
+                status_before=jobs[job_id].status,
+                status_after=JobStatus.CANCELLED,
+                time=end_time,
+                reason=request.reason,
+            )
+        )
+    tx.events.append(events)
+    return cancelled
+
+
+def _cancelled(job: Job, request: CancelRequest, end_time: datetime, version: int) -> Job:
+    return replace(
+        job,
+        status=JobStatus.CANCELLED,
+        end_time=end_time,
+        update_time=end_time,
+        version=version,
+        cancelled_by_soeid=request.caller.soeid,
+        cancel_reason=request.reason,
+    )

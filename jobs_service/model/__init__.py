@@ -1,0 +1,1 @@
+"""Values, errors and pure functions; imports the standard library alone."""

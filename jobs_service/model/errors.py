@@ -1,0 +1,179 @@
+"""The errors of the service, one tree for every layer.
+
+    JobsError
+    ├── CredentialsMissing, CredentialsInvalid, CallerUnknown      who calls is not known
+    ├── DatasetPermissionDenied, JobPermissionDenied, RoleRequired  known, but may not
+    ├── JobNotFound, DatasetNotFound, UserNotFound                  not there, or not visible
+    ├── InvalidRequest                                              the message alone shows it
+    │   ├── InvalidPageToken
+    │   └── PayloadTooLarge
+    ├── RequestIdConflict                                           the id is taken by another request
+    ├── JobNotCancellable                                           the state forbids it
+    ├── Overloaded                                                  too much at once
+    ├── ShuttingDown                                                this replica is going away
+    ├── RowLocked                                                   another transaction holds the row
+    ├── DatabaseUnavailable                                         what happened may be unknown
+    │   └── TransactionRolledBack                                   surely nothing was written: rerun
+    ├── DeadlineExceeded                                            the caller's time is up
+    └── InternalError                                               a fault of ours
+
+Each class has the sentence that people read; every value in it is metadata too, by construction.
+transport.errors gives each its gRPC status and public reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class JobsError(Exception):
+    """A refusal that the caller gets to see: a sentence, and its values as metadata."""
+
+    sentence: ClassVar[str] = ""
+
+    def __init__(self, **metadata: object) -> None:
+        self.metadata = {key: str(value) for key, value in metadata.items() if value is not None}
+        super().__init__(self.sentence.format_map(self.metadata))
+
+
+class CredentialsMissing(JobsError):
+    """No bearer token came with the call."""
+
+    sentence = "The call carries no credentials: send 'authorization: Bearer <JWT>'."
+
+
+class CredentialsInvalid(JobsError):
+    """The token is malformed, expired, badly signed, or meant for somebody else."""
+
+    sentence = "The credentials are not valid."
+
+
+class CallerUnknown(JobsError):
+    """The token is good, but nobody here has its SOEID. Metadata: user_soeid."""
+
+    sentence = "The caller {user_soeid} is not known here."
+
+
+class DatasetPermissionDenied(JobsError):
+    """Metadata: dataset_id, required_permission."""
+
+    sentence = "This needs the permission '{required_permission}' on data set {dataset_id}."
+
+
+class JobPermissionDenied(JobsError):
+    """The caller sees the job, but may not do this to it. Metadata: job_id, required_permission."""
+
+    sentence = "This needs the permission '{required_permission}' on the data set of job {job_id}."
+
+
+class RoleRequired(JobsError):
+    """Only on-behalf calls are refused so. Metadata: required_role (of the sender, or of the target)."""
+
+    sentence = (
+        "A service or admin may call on behalf of a user, nobody else and for nobody else:"
+        " the role '{required_role}' is missing."
+    )
+
+
+class JobNotFound(JobsError):
+    """Not there, or not visible: the caller can't tell which. Metadata: job_id."""
+
+    sentence = "There is no job {job_id}, or it is not visible to the caller."
+
+
+class DatasetNotFound(JobsError):
+    """Shown to admins alone. Metadata: dataset_id."""
+
+    sentence = "There is no data set {dataset_id}."
+
+
+class UserNotFound(JobsError):
+    """Metadata: user_id or user_soeid."""
+
+    sentence = "There is no user {user}."
+
+    def __init__(self, *, user_id: int | None = None, user_soeid: str | None = None) -> None:
+        JobsError.__init__(self, user_id=user_id, user_soeid=user_soeid)
+        self.args = (self.sentence.format(user=user_soeid if user_id is None else user_id),)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field: its full path, a sentence without the value, the limit if any."""
+
+    field: str
+    description: str
+    limit: int | None = None
+
+
+class InvalidRequest(JobsError):
+    """The request breaks its contract. Metadata: field and limit of the first violation."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        first = violations[0]
+        JobsError.__init__(self, field=first.field, limit=first.limit)
+        self.violations = tuple(violations)
+        self.args = (f"{first.field}: {first.description}",)
+
+
+class InvalidPageToken(InvalidRequest):
+    """The token is not one of ours, or belongs to another filter or view."""
+
+
+class PayloadTooLarge(InvalidRequest):
+    """A JSON payload is over its limit in bytes."""
+
+
+class RequestIdConflict(JobsError):
+    """Metadata: request_id, job_id (of the job that has it)."""
+
+    sentence = "The request_id {request_id} was used for another request, which made job {job_id}."
+
+
+class JobNotCancellable(JobsError):
+    """Metadata: job_id, status, cancelled_by (only for CANCELLED)."""
+
+    sentence = "Job {job_id} is {status} and can't be cancelled."
+
+
+class Overloaded(JobsError):
+    """Too many calls wait already. Metadata: limit."""
+
+    sentence = "The service is overloaded: {limit} calls are waiting already. Try again shortly."
+
+
+class ShuttingDown(JobsError):
+    """This replica is draining."""
+
+    sentence = "This replica is shutting down. Try again."
+
+
+class RowLocked(JobsError):
+    """Another transaction held a row of this one item for longer than the lock limit."""
+
+    sentence = "The row is held by another transaction. Try again shortly."
+
+
+class DatabaseUnavailable(JobsError):
+    """The database does not answer, or the connection was lost at COMMIT.
+
+    A write may or may not have happened: request_id tells on the next try.
+    """
+
+    sentence = "The database is not available. Try again shortly."
+
+
+class TransactionRolledBack(DatabaseUnavailable):
+    """Surely nothing was committed (deadlock, serialization, connection lost before COMMIT)."""
+
+
+class DeadlineExceeded(JobsError):
+    """The caller's deadline passed before the work was done."""
+
+    sentence = "The deadline passed before the work was done."
+
+
+class InternalError(JobsError):
+    """A fault of the service. Metadata: correlation_id, which the log has too."""
+
+    sentence = "Internal error. The log has the cause under correlation id {correlation_id}."

@@ -1,0 +1,95 @@
+"""What the operations of the core are asked, each with who asks."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from jobs_service.model.caller import Caller
+from jobs_service.model.job import Job, JobStatus, JobView, NewJob, RunType
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """Make this job."""
+
+    caller: Caller
+    job: NewJob
+
+
+@dataclass(frozen=True, slots=True)
+class CreateResult:
+    """The job made, or found (replayed), or only planned (job_id and times mean nothing then)."""
+
+    job: Job
+    replayed: bool = False
+    planned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GetRequest:
+    """Show this job."""
+
+    caller: Caller
+    job_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """Cancel this job. reason is None when none was given."""
+
+    caller: Caller
+    job_id: UUID
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the list order: the job that was shown last."""
+
+    create_time: datetime
+    job_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list; None and empty mean any.
+
+    create_time_from is inclusive, create_time_to exclusive. owner_soeid: the owner, where the caller
+    named it so; nobody has that SOEID if there is no owner_id beside it.
+    """
+
+    owner_id: int | None = None
+    owner_soeid: str | None = None
+    dataset_id: int | None = None
+    statuses: frozenset[JobStatus] = frozenset()
+    run_types: frozenset[RunType] = frozenset()
+    external_id: str | None = None
+    create_time_from: datetime | None = None
+    create_time_to: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRequest:
+    """Show a page: page_size jobs (1..1000) after the cursor, leaving out skip of them."""
+
+    caller: Caller
+    filter: JobFilter = field(default_factory=JobFilter)
+    page_size: int = 100
+    cursor: Cursor | None = None
+    skip: int = 0
+    include_total: bool = False
+    view: JobView = JobView.BASIC
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs in list order. more: there are jobs after the last one.
+
+    total: visible jobs that match the filter, at most TOTAL_CAP; None when not asked for.
+    total_capped: there are more than that.
+    """
+
+    jobs: list[Job]
+    more: bool
+    total: int | None = None
+    total_capped: bool = False

@@ -1,0 +1,152 @@
+"""Users, roles, data sets and permissions."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, Connection, Integer, bindparam, delete, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+
+from jobs_service.model.caller import Caller, Level, Role, Standing
+from jobs_service.model.job import RunType
+from jobs_service.storage.recordset import recordset, rows
+from jobs_service.storage.tables import (
+    dataset_permissions,
+    datasets,
+    run_type_grants,
+    users,
+)
+
+_asked = recordset(
+    "asked",
+    {"n": Integer(), "caller_id": BigInteger(), "subject_id": BigInteger(), "dataset_id": BigInteger()},
+)
+_caller = users.alias("caller")
+_subject = users.alias("subject")
+_STANDINGS = (
+    select(
+        _caller.c.role.label("caller_role"),
+        _subject.c.role.label("subject_role"),
+        dataset_permissions.c.level,
+        datasets.c.dataset_id,
+        datasets.c.name,
+    )
+    .select_from(_asked)
+    .outerjoin(_caller, _caller.c.user_id == _asked.c.caller_id)
+    .outerjoin(_subject, _subject.c.user_id == _asked.c.subject_id)
+    .outerjoin(datasets, datasets.c.dataset_id == _asked.c.dataset_id)
+    .outerjoin(
+        dataset_permissions,
+        (dataset_permissions.c.user_id == _asked.c.subject_id)
+        & (dataset_permissions.c.dataset_id == _asked.c.dataset_id),
+    )
+    .order_by(_asked.c.n)
+)
+_ids = bindparam("ids", type_=ARRAY(BigInteger))
+_EXISTING = select(users.c.user_id).where(users.c.user_id == func.any(_ids))
+_BY_SOEID = select(users.c.soeid, users.c.user_id).where(users.c.soeid == func.any(bindparam("soeids")))
+
+
+@dataclass(frozen=True, slots=True)
+class StandingQuestion:
+    """How does this caller stand, on this data set if one is given?"""
+
+    caller: Caller
+    dataset_id: int | None = None
+
+
+def level_named(word: str | None) -> Level | None:
+    """Return the level that the database wrote as this word."""
+    return None if word is None else Level[word.upper()]
+
+
+def role_named(word: str | None) -> Role | None:
+    """Return the role that the database wrote as this word."""
+    return None if word is None else Role(word)
+
+
+class AccessStore:
+    """Who there is, and who may do what."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def standings(self, questions: Sequence[StandingQuestion]) -> list[Standing]:
+        """Answer each question, in the order asked. Nobody and nothing is skipped: unknown is None."""
+        asked = [
+            {
+                "n": n,
+                "caller_id": question.caller.user_id,
+                "subject_id": question.caller.subject_id,
+                "dataset_id": question.dataset_id,
+            }
+            for n, question in enumerate(questions)
+        ]
+        return [
+            Standing(
+                caller_role=role_named(row.caller_role),
+                subject_role=role_named(row.subject_role),
+                level=level_named(row.level),
+                dataset_exists=row.dataset_id is not None,
+                dataset_name=row.name,
+            )
+            for row in self._connection.execute(_STANDINGS, rows(asked))
+        ]
+
+    def user_exists(self, user_id: int) -> bool:
+        """Whether there is a user of that id."""
+        return self._connection.execute(_EXISTING, {"ids": [user_id]}).first() is not None
+
+    def user_ids(self, soeids: Collection[str]) -> dict[str, int]:
+        """Return the ids of those of these SOEIDs (in lower case) that somebody has."""
+        found = self._connection.execute(_BY_SOEID, {"soeids": list(soeids)})
+        return {row.soeid: row.user_id for row in found}
+
+    def is_empty(self) -> bool:
+        """Whether there is no user yet."""
+        return self._connection.execute(select(users.c.user_id).limit(1)).first() is None
+
+    def put_user(self, soeid: str, role: Role) -> int:
+        """Add a user, or give the one there is this role. Returns the id."""
+        statement = insert(users).values(soeid=soeid, role=role.value)
+        statement = statement.on_conflict_do_update(
+            index_elements=[users.c.soeid], set_={"role": statement.excluded.role}
+        )
+        return int(self._connection.execute(statement.returning(users.c.user_id)).scalar_one())
+
+    def put_dataset(self, dataset_id: int, name: str) -> None:
+        """Add a data set, or give the one there is this name."""
+        statement = insert(datasets).values(dataset_id=dataset_id, name=name)
+        self._connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[datasets.c.dataset_id], set_={"name": statement.excluded.name}
+            )
+        )
+
+    def dataset_exists(self, dataset_id: int) -> bool:
+        """Whether there is a data set of that id."""
+        query = select(datasets.c.dataset_id).where(datasets.c.dataset_id == dataset_id)
+        return self._connection.execute(query).first() is not None
+
+    def grant(self, user_id: int, dataset_id: int, level: Level) -> None:
+        """Set the user's level on the data set. Both must exist."""
+        statement = insert(dataset_permissions).values(
+            user_id=user_id, dataset_id=dataset_id, level=level.word
+        )
+        self._connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[dataset_permissions.c.user_id, dataset_permissions.c.dataset_id],
+                set_={"level": statement.excluded.level},
+            )
+        )
+
+    def revoke(self, user_id: int, dataset_id: int) -> bool:
+        """Take the user's level on the data set away. Returns whether there was one."""
+        statement = delete(dataset_permissions).where(
+            dataset_permissions.c.user_id == user_id, dataset_permissions.c.dataset_id == dataset_id
+        )
+        return self._connection.execute(statement).rowcount > 0
+
+    def grant_run_type(self, user_id: int, run_type: RunType) -> None:
+        """Let the service work on jobs of this run type. The user must exist."""
+        statement = insert(run_type_grants).values(user_id=user_id, run_type=run_type.value)
+        self._connection.execute(statement.on_conflict_do_nothing())

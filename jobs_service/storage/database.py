@@ -1,0 +1,153 @@
+"""Connections and transactions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, func, make_url, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from jobs_service.model.errors import Overloaded
+from jobs_service.storage import driver_errors
+from jobs_service.storage.access_store import AccessStore
+from jobs_service.storage.event_store import EventStore
+from jobs_service.storage.job_list import JobList
+from jobs_service.storage.job_store import JobStore
+from jobs_service.storage.schema import SchemaReport, report
+
+_CONNECT_ARGUMENTS = {
+    # A dead network is noticed within seconds; without these libpq waits for the kernel's hours.
+    "connect_timeout": "3",
+    "keepalives": "1",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "8000",
+    "client_encoding": "utf8",
+    "application_name": "jobs-service",
+}
+_READ_SETTINGS = select(
+    func.set_config("statement_timeout", bindparam("milliseconds"), True),
+    # A plan made for any caller is a bad one for most: few data sets or thousands, owner or reader.
+    func.set_config("plan_cache_mode", "force_custom_plan", True),
+)
+
+
+class Transaction:
+    """The stores, in one transaction. Used once, within the with block that made it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.access = AccessStore(connection)
+        self.jobs = JobStore(connection)
+        self.job_list = JobList(connection)
+        self.events = EventStore(connection)
+
+
+class Database:
+    """A pool of connections to one Postgres.
+
+    url: as normalized_url takes it. statement_seconds, lock_seconds: the limits of every statement
+    that is not within a snapshot.
+    """
+
+    def __init__(self, url: str, *, pool_size: int, statement_seconds: float, lock_seconds: float) -> None:
+        self._pool_size = pool_size
+        self._engine = _engine(normalized_url(url), pool_size, statement_seconds, lock_seconds)
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._read_only = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for migrations."""
+        return self._engine
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A read-committed transaction, committed at the end of the block.
+
+        Raises TransactionRolledBack where surely nothing was written and a rerun may succeed,
+        DatabaseUnavailable where the database is away or COMMIT got no answer, RowLocked, Overloaded.
+        """
+        with self._connection(self._engine) as connection:
+            with driver_errors.in_statement():
+                yield Transaction(connection)
+            with driver_errors.in_commit():
+                connection.commit()
+
+    @contextmanager
+    def one_statement(self) -> Iterator[Transaction]:
+        """For a read of one statement, which is its own transaction without BEGIN and COMMIT."""
+        with self._connection(self._autocommit) as connection, driver_errors.in_statement():
+            yield Transaction(connection)
+
+    @contextmanager
+    def snapshot(self, *, seconds: float) -> Iterator[Transaction]:
+        """Reads that all see one moment; each statement may take the seconds given.
+
+        Raises DeadlineExceeded when one takes longer.
+        """
+        with self._connection(self._read_only) as connection, driver_errors.in_timed_read():
+            connection.execute(_READ_SETTINGS, {"milliseconds": str(max(1, int(seconds * 1000)))})
+            yield Transaction(connection)
+
+    def schema_report(self, *, release: str) -> SchemaReport:
+        """Ask the database which schema it has. Raises DatabaseUnavailable."""
+        with self._connection(self._autocommit) as connection, driver_errors.in_statement():
+            return report(connection, release=release)
+
+    def close(self) -> None:
+        """Close every idle connection; one in use closes when it comes back."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _connection(self, engine: Engine) -> Iterator[Connection]:
+        try:
+            connection = engine.connect()
+        except PoolTimeout:
+            raise Overloaded(limit=self._pool_size) from None
+        except DBAPIError as error:
+            raise driver_errors.of_connect(error) from error
+        with connection:
+            yield connection
+
+
+def normalized_url(url: str) -> URL:
+    """Return the URL with our driver. Raises ValueError when it is not one of a Postgres."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except Exception as error:
+        raise ValueError("not a database URL") from error
+    if backend != "postgresql":
+        raise ValueError("not a postgresql:// URL")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _engine(url: URL, pool_size: int, statement_seconds: float, lock_seconds: float) -> Engine:
+    settings = {
+        "statement_timeout": int(statement_seconds * 1000),
+        "lock_timeout": int(lock_seconds * 1000),
+        # A transaction that we forgot would hold its locks and every dead row since.
+        "idle_in_transaction_session_timeout": int(statement_seconds * 2000),
+        "timezone": "UTC",
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    arguments: dict[str, Any] = {**_CONNECT_ARGUMENTS, "options": options}
+    # What the URL says wins, but options add up.
+    given = {key: value for key, value in url.query.items() if key in arguments}
+    if "options" in given:
+        arguments["options"] = f"{options} {given['options']}"
+    arguments = {key: value for key, value in arguments.items() if key not in given or key == "options"}
+    return create_engine(
+        url,
+        connect_args=arguments,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        json_serializer=lambda value: orjson.dumps(value).decode(),
+        json_deserializer=orjson.loads,
+    )

@@ -1,0 +1,83 @@
+"""What a driver's error means to the layers above."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from psycopg import OperationalError
+from sqlalchemy.exc import DBAPIError
+
+from jobs_service.model.errors import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    RowLocked,
+    TransactionRolledBack,
+)
+
+_RERUN = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+_LOCK_TIMEOUT = "55P03"
+_QUERY_CANCELED = "57014"
+# The server answers, but not to us, not now: going down, coming up, a standby, out of connections,
+# disk or memory.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53100", "53200", "53300", "25006"})
+
+
+def of_connect(error: DBAPIError) -> Exception:
+    """No connection, so nothing was written; trying again at once would not help."""
+    return DatabaseUnavailable() if isinstance(error.orig, OperationalError) else error
+
+
+def _of_statement(error: DBAPIError) -> Exception:
+    state = getattr(error.orig, "sqlstate", None)
+    if state in _RERUN or error.connection_invalidated:
+        return TransactionRolledBack()
+    if state == _LOCK_TIMEOUT:
+        return RowLocked()
+    if state == _QUERY_CANCELED or _is_away(error, state):
+        return DatabaseUnavailable()
+    return error
+
+
+def _of_commit(error: DBAPIError) -> Exception:
+    state = getattr(error.orig, "sqlstate", None)
+    if state in _RERUN:
+        return TransactionRolledBack()
+    # Whether COMMIT arrived is not known: never rerun, request_id tells.
+    return DatabaseUnavailable() if error.connection_invalidated or _is_away(error, state) else error
+
+
+def _of_timed_read(error: DBAPIError) -> Exception:
+    if getattr(error.orig, "sqlstate", None) == _QUERY_CANCELED:
+        return DeadlineExceeded()
+    return _of_statement(error)
+
+
+def _is_away(error: DBAPIError, state: str | None) -> bool:
+    if state is None:
+        return isinstance(error.orig, OperationalError)
+    return state in _AWAY or state.startswith("08")
+
+
+@contextmanager
+def _translated(translate: Callable[[DBAPIError], Exception]) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        meaning = translate(error)
+        if meaning is error:
+            raise
+        raise meaning from error
+
+
+def in_statement() -> AbstractContextManager[None]:
+    """Errors before COMMIT: a lost connection has rolled back."""
+    return _translated(_of_statement)
+
+
+def in_commit() -> AbstractContextManager[None]:
+    """Errors of COMMIT itself: a lost connection leaves open what happened."""
+    return _translated(_of_commit)
+
+
+def in_timed_read() -> AbstractContextManager[None]:
+    """Errors of a read with the caller's time as its limit."""
+    return _translated(_of_timed_read)

@@ -1,0 +1,283 @@
+"""Lists of jobs: the newest that a caller may see and that match a filter, and how many there are.
+
+A job is visible to its owner, its creator, and whoever has any permission on its data set. Written
+as one OR this reads the whole table for somebody who sees little of it, so there are three shapes:
+
+- everything: an admin needs no visibility at all;
+- narrow: the filter has an index that leaves little to read (an owner, a data set, an external id,
+  the active jobs), and the OR is checked on that;
+- wide: first the newest rows of all, where whoever sees much finds a page at once; only if they
+  don't give one, the newest rows of the owner, of the creator and of each data set, merged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    DateTime,
+    FromClause,
+    Integer,
+    Select,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+    union,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from jobs_service.model.job import Job, JobView, JsonObject
+from jobs_service.model.requests import Cursor, JobFilter
+from jobs_service.model.states import ACTIVE
+from jobs_service.storage.job_rows import COLUMNS, job_of, with_names
+from jobs_service.storage.tables import dataset_permissions, jobs
+
+TOTAL_CAP = 10_000
+"""Totals are counted up to here."""
+
+_WINDOW = 2_000
+_NEWEST = Cursor(datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
+
+_viewer: ColumnElement[int] = bindparam("viewer", type_=BigInteger)
+_depth: ColumnElement[int] = bindparam("depth", type_=Integer)
+_moment = DateTime(timezone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Which conditions a statement has: everything about a filter but its values."""
+
+    owner: bool
+    dataset: bool
+    statuses: bool
+    only_active: bool
+    run_types: bool
+    external: bool
+    time_from: bool
+    time_to: bool
+
+    @classmethod
+    def of(cls, wanted: JobFilter) -> "_Shape":
+        return cls(
+            owner=wanted.owner_id is not None,
+            dataset=wanted.dataset_id is not None,
+            statuses=bool(wanted.statuses),
+            only_active=bool(wanted.statuses) and wanted.statuses <= ACTIVE,
+            run_types=bool(wanted.run_types),
+            external=wanted.external_id is not None,
+            time_from=wanted.create_time_from is not None,
+            time_to=wanted.create_time_to is not None,
+        )
+
+    @property
+    def narrow(self) -> bool:
+        return self.owner or self.dataset or self.external or self.only_active
+
+
+def _matching(shape: _Shape, row: FromClause = jobs) -> list[ColumnElement[bool]]:
+    conditions = [
+        (shape.owner, row.c.owner_id == bindparam("owner", type_=BigInteger)),
+        (shape.dataset, row.c.dataset_id == bindparam("dataset", type_=BigInteger)),
+        (shape.statuses, row.c.status == func.any(bindparam("statuses", type_=ARRAY(Text)))),
+        # Says nothing new, but it is the condition of the index on the active jobs.
+        (shape.only_active, row.c.end_time.is_(None)),
+        (shape.run_types, row.c.run_type == func.any(bindparam("run_types", type_=ARRAY(Text)))),
+        (shape.external, row.c.external_id == bindparam("external", type_=Text)),
+        (shape.time_from, row.c.create_time >= bindparam("time_from", type_=_moment)),
+        (shape.time_to, row.c.create_time < bindparam("time_to", type_=_moment)),
+    ]
+    return [condition for wanted, condition in conditions if wanted]
+
+
+def _visible(row: FromClause = jobs) -> ColumnElement[bool]:
+    permitted = select(dataset_permissions.c.dataset_id).where(dataset_permissions.c.user_id == _viewer)
+    return or_(row.c.owner_id == _viewer, row.c.creator_id == _viewer, row.c.dataset_id.in_(permitted))
+
+
+def _order(row: FromClause) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    return row.c.create_time.desc(), row.c.job_id.desc()
+
+
+def _newest(*conditions: ColumnElement[bool], depth: ColumnElement[int] = _depth) -> Select[Any]:
+    """The keys of the newest jobs after the cursor, depth of them."""
+    after = tuple_(jobs.c.create_time, jobs.c.job_id) < tuple_(
+        bindparam("after_time", type_=_moment), bindparam("after_id", type_=Uuid)
+    )
+    keys = select(jobs.c.create_time, jobs.c.job_id).where(after, *conditions)
+    return keys.order_by(*_order(jobs)).limit(depth)
+
+
+def _among_the_newest(shape: _Shape) -> Select[Any]:
+    """The keys wanted among the newest rows of all: reads a window, however little it finds."""
+    bounds = _matching(_Shape(*(False,) * 6, shape.time_from, shape.time_to))
+    columns: list[Column[Any]] = [
+        jobs.c.owner_id,
+        jobs.c.creator_id,
+        jobs.c.dataset_id,
+        jobs.c.status,
+        jobs.c.end_time,
+        jobs.c.run_type,
+        jobs.c.external_id,
+    ]
+    window = _newest(*bounds, depth=literal(_WINDOW)).add_columns(*columns).subquery("newest")
+    wanted = select(window.c.create_time, window.c.job_id).where(_visible(window), *_matching(shape, window))
+    return wanted.order_by(*_order(window)).limit(_depth)
+
+
+def _from_each_index(shape: _Shape) -> Select[Any]:
+    """The keys wanted, merged from the owner's, the creator's and the data sets' own order."""
+    matching = _matching(shape)
+    permitted = (
+        select(dataset_permissions.c.dataset_id)
+        .where(dataset_permissions.c.user_id == _viewer)
+        .cte("permitted")
+    )
+    # Only the data sets with the newest jobs can contribute to a page: as many as it is deep.
+    head = _newest(jobs.c.dataset_id == permitted.c.dataset_id, *matching, depth=literal(1)).lateral("head")
+    heads = (
+        select(permitted.c.dataset_id)
+        .select_from(permitted.join(head, true()))
+        .order_by(*_order(head))
+        .limit(_depth)
+        .cte("heads")
+    )
+    of_dataset = _newest(jobs.c.dataset_id == heads.c.dataset_id, *matching).lateral("of_dataset")
+    of_datasets = (
+        select(of_dataset.c.create_time, of_dataset.c.job_id)
+        .select_from(heads.join(of_dataset, true()))
+        .order_by(*_order(of_dataset))
+        .limit(_depth)
+    )
+    merged = union(
+        _newest(jobs.c.owner_id == _viewer, *matching).subquery().select(),
+        _newest(_made_for_others(), *matching).subquery().select(),
+        of_datasets.subquery().select(),
+    ).subquery("merged")
+    return select(merged).order_by(*_order(merged)).limit(_depth)
+
+
+def _made_for_others() -> ColumnElement[bool]:
+    # The second half is the condition of the creator's index.
+    return (jobs.c.creator_id == _viewer) & (jobs.c.creator_id != jobs.c.owner_id)
+
+
+@lru_cache(maxsize=1024)
+def _page(keys: Any, shape: _Shape, view: JobView) -> Select[Any]:
+    """The rows of a page in order, from the keys that the function finds, less those skipped."""
+    key = keys(shape).offset(bindparam("skip", type_=Integer)).subquery("key")
+    rows = select(*COLUMNS[view]).select_from(with_names(key.join(jobs, jobs.c.job_id == key.c.job_id)))
+    return rows.order_by(*_order(key))
+
+
+def _all_matching(shape: _Shape) -> Select[Any]:
+    return _newest(*_matching(shape))
+
+
+def _visible_matching(shape: _Shape) -> Select[Any]:
+    return _newest(_visible(), *_matching(shape))
+
+
+@lru_cache(maxsize=1024)
+def _count(shape: _Shape, *, everything: bool) -> Select[Any]:
+    """How many there are; stops one above the cap."""
+    matching = _matching(shape)
+    beyond = literal(TOTAL_CAP + 1)
+    if everything or shape.narrow:
+        visible = [] if everything else [_visible()]
+        found = select(literal(1)).select_from(jobs).where(*visible, *matching).limit(beyond)
+        return select(func.count()).select_from(found.subquery())
+    # Three parts that share no row, so that nothing has to be sorted or hashed to count them.
+    # The limit within each data set is what makes the planner use that data set's index.
+    in_dataset = (
+        select(jobs.c.job_id)
+        .where(
+            jobs.c.dataset_id == dataset_permissions.c.dataset_id,
+            jobs.c.owner_id != _viewer,
+            jobs.c.creator_id != _viewer,
+            *matching,
+        )
+        .limit(beyond)
+        .lateral("in_dataset")
+    )
+    parts = union_all(
+        select(jobs.c.job_id).where(jobs.c.owner_id == _viewer, *matching),
+        select(jobs.c.job_id).where(_made_for_others(), jobs.c.owner_id != _viewer, *matching),
+        select(in_dataset.c.job_id)
+        .select_from(dataset_permissions.join(in_dataset, true()))
+        .where(dataset_permissions.c.user_id == _viewer),
+    )
+    return select(func.count()).select_from(parts.limit(beyond).subquery())
+
+
+_payload_ids = bindparam("job_ids", type_=ARRAY(Uuid))
+_PAYLOADS = select(jobs.c.job_id, jobs.c.run_parameters, jobs.c.output_summary).where(
+    jobs.c.job_id == func.any(_payload_ids)
+)
+
+
+class JobList:
+    """Pages and totals. viewer: the user whose permissions count; None sees everything."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def newest(
+        self, viewer: int | None, wanted: JobFilter, *, cursor: Cursor | None, skip: int, limit: int
+    ) -> list[Job]:
+        """Return up to limit jobs after the cursor, newest first, skip of them left out; BASIC."""
+        shape = _Shape.of(wanted)
+        after = cursor or _NEWEST
+        parameters = _values(viewer, wanted) | {
+            "after_time": after.create_time,
+            "after_id": after.job_id,
+            "depth": skip + limit,
+            "skip": skip,
+        }
+
+        def page(keys: Any) -> list[Job]:
+            rows = self._connection.execute(_page(keys, shape, JobView.BASIC), parameters)
+            return [job_of(row) for row in rows]
+
+        if viewer is None:
+            return page(_all_matching)
+        if shape.narrow:
+            return page(_visible_matching)
+        found = page(_among_the_newest)
+        return found if len(found) == limit else page(_from_each_index)
+
+    def total(self, viewer: int | None, wanted: JobFilter) -> int:
+        """Count the jobs that newest would give without a limit; TOTAL_CAP + 1 means more than that."""
+        statement = _count(_Shape.of(wanted), everything=viewer is None)
+        return int(self._connection.execute(statement, _values(viewer, wanted)).scalar_one())
+
+    def payloads(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[JsonObject, JsonObject | None]]:
+        """Return run_parameters and output_summary of these jobs."""
+        found = self._connection.execute(_PAYLOADS, {"job_ids": list(job_ids)})
+        return {row.job_id: (row.run_parameters, row.output_summary) for row in found}
+
+
+def _values(viewer: int | None, wanted: JobFilter) -> dict[str, Any]:
+    return {
+        "viewer": viewer,
+        "owner": wanted.owner_id,
+        "dataset": wanted.dataset_id,
+        "statuses": sorted(wanted.statuses),
+        "run_types": sorted(wanted.run_types),
+        "external": wanted.external_id,
+        "time_from": wanted.create_time_from,
+        "time_to": wanted.create_time_to,
+    }

@@ -1,0 +1,93 @@
+"""How a job is read: the columns of each view, the names joined to it, and the row made a Job."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, Row, case, null
+from sqlalchemy.dialects.postgresql import JSONB
+
+from jobs_service.model.job import Job, JobError, JobStatus, JobView, RunType
+from jobs_service.storage.tables import datasets, jobs, users
+
+_owner = users.alias("owner")
+_creator = users.alias("creator")
+_PAYLOADS = (jobs.c.run_parameters, jobs.c.output_summary)
+_NOT_OF_A_JOB = (jobs.c.request_id, jobs.c.request_hash)
+_BASIC: list[ColumnElement[Any]] = [
+    *(column for column in jobs.c if column not in set(_PAYLOADS + _NOT_OF_A_JOB)),
+    _owner.c.soeid.label("owner_soeid"),
+    _creator.c.soeid.label("creator_soeid"),
+    datasets.c.name.label("dataset_name"),
+]
+_left_out = null().cast(JSONB(none_as_null=True))
+_summary_if_completed = case(
+    (jobs.c.status == JobStatus.COMPLETED.value, jobs.c.output_summary), else_=_left_out
+)
+
+COLUMNS: dict[JobView, list[ColumnElement[Any]]] = {
+    # A payload that is not selected stays in its TOAST table: that is what makes BASIC cheap.
+    JobView.BASIC: [
+        *_BASIC,
+        _left_out.label("run_parameters"),
+        _left_out.label("output_summary"),
+    ],
+    JobView.STATUS: [
+        *_BASIC,
+        _left_out.label("run_parameters"),
+        _summary_if_completed.label("output_summary"),
+    ],
+    JobView.FULL: [*_BASIC, *_PAYLOADS],
+}
+
+
+def with_names(source: FromClause) -> FromClause:
+    """Join owner, creator and data set to something that has the jobs in it; each may be gone."""
+    return (
+        source.outerjoin(_owner, _owner.c.user_id == jobs.c.owner_id)
+        .outerjoin(_creator, _creator.c.user_id == jobs.c.creator_id)
+        .outerjoin(datasets, datasets.c.dataset_id == jobs.c.dataset_id)
+    )
+
+
+def job_of(row: Row[Any]) -> Job:
+    """Return the job of a row that has the COLUMNS of a view."""
+    return Job(
+        job_id=row.job_id,
+        run_type=RunType(row.run_type),
+        status=JobStatus(row.status),
+        dataset_id=row.dataset_id,
+        dataset_name=row.dataset_name,
+        owner_id=row.owner_id,
+        owner_soeid=row.owner_soeid,
+        creator_id=row.creator_id,
+        creator_soeid=row.creator_soeid if row.creator_id != row.owner_id else None,
+        description=row.description,
+        external_id=row.external_id,
+        priority=row.priority,
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        create_time=row.create_time,
+        available_time=row.available_time,
+        update_time=row.update_time,
+        version=row.version,
+        payload_bytes=row.payload_bytes,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        progress=row.progress,
+        error=_error_of(row),
+        cancelled_by_soeid=row.cancelled_by_soeid,
+        cancel_reason=row.cancel_reason,
+        source_commit_id=row.source_commit_id,
+        output_commit_id=row.output_commit_id,
+        run_parameters=row.run_parameters,
+        output_summary=row.output_summary,
+    )
+
+
+def _error_of(row: Row[Any]) -> JobError | None:
+    if row.error_message is None and row.error_type is None:
+        return None
+    return JobError(
+        type=row.error_type or "",
+        message=row.error_message or "",
+        retryable=bool(row.error_retryable),
+    )

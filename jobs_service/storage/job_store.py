@@ -1,0 +1,261 @@
+"""Jobs, one or many by id: insert, find, lock, cancel."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+
+from jobs_service.model.caller import Standing
+from jobs_service.model.job import Job, JobStatus, JobView, NewJob
+from jobs_service.model.requests import GetRequest
+from jobs_service.storage.access_store import level_named, role_named
+from jobs_service.storage.job_rows import COLUMNS, job_of, with_names
+from jobs_service.storage.recordset import recordset, rows
+from jobs_service.storage.tables import dataset_permissions, jobs, users
+
+
+@dataclass(frozen=True, slots=True)
+class JobInsert:
+    """A row to be: the job asked for, its id, and who owns and makes it."""
+
+    job_id: UUID
+    owner_id: int
+    creator_id: int
+    job: NewJob
+
+
+@dataclass(frozen=True, slots=True)
+class FoundJob:
+    """A job as read and how the asking caller stands to it. job is None where there is none."""
+
+    job: Job | None
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What makes a request_id unique."""
+
+    owner_id: int
+    creator_id: int
+    request_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierJob:
+    """The job that a request_id made, and the hash of the request that made it."""
+
+    job: Job
+    request_hash: bytes
+
+
+_new = recordset(
+    "new",
+    {
+        "job_id": Uuid(),
+        "run_type": Text(),
+        "dataset_id": BigInteger(),
+        "owner_id": BigInteger(),
+        "creator_id": BigInteger(),
+        "description": Text(),
+        "external_id": Text(),
+        "priority": Integer(),
+        "source_commit_id": Text(),
+        "request_id": Uuid(),
+        "request_hash": Text(),
+        "payload_bytes": Integer(),
+        "run_parameters": JSONB(),
+    },
+)
+_new_columns = [
+    func.decode(column, "hex") if column.name == "request_hash" else column for column in _new.columns
+]
+_INSERT = (
+    insert(jobs)
+    .from_select(
+        [column.name for column in _new.columns],
+        # One order everywhere: two batches that share request ids would deadlock otherwise.
+        select(*_new_columns).order_by(_new.c.owner_id, _new.c.creator_id, _new.c.request_id, _new.c.job_id),
+    )
+    .on_conflict_do_nothing(
+        index_elements=[jobs.c.owner_id, jobs.c.creator_id, jobs.c.request_id],
+        index_where=jobs.c.request_id.is_not(None),
+    )
+    .returning(jobs.c.job_id, jobs.c.create_time)
+)
+
+_key = recordset(
+    "key", {"n": Integer(), "owner_id": BigInteger(), "creator_id": BigInteger(), "request_id": Uuid()}
+)
+_BY_REQUEST_ID = select(_key.c.n, jobs.c.request_hash, *COLUMNS[JobView.FULL]).select_from(
+    with_names(
+        _key.join(
+            jobs,
+            (jobs.c.owner_id == _key.c.owner_id)
+            & (jobs.c.creator_id == _key.c.creator_id)
+            & (jobs.c.request_id == _key.c.request_id),
+        )
+    )
+)
+
+_asked = recordset(
+    "asked",
+    {"n": Integer(), "job_id": Uuid(), "caller_id": BigInteger(), "subject_id": BigInteger()},
+)
+_asker = users.alias("asker")
+_subject = users.alias("subject")
+_FIND = {
+    view: select(
+        _asker.c.role.label("caller_role"),
+        _subject.c.role.label("subject_role"),
+        dataset_permissions.c.level,
+        *columns,
+    )
+    .select_from(
+        with_names(_asked.outerjoin(jobs, jobs.c.job_id == _asked.c.job_id))
+        .outerjoin(_asker, _asker.c.user_id == _asked.c.caller_id)
+        .outerjoin(_subject, _subject.c.user_id == _asked.c.subject_id)
+        .outerjoin(
+            dataset_permissions,
+            (dataset_permissions.c.user_id == _asked.c.subject_id)
+            & (dataset_permissions.c.dataset_id == jobs.c.dataset_id),
+        )
+    )
+    .order_by(_asked.c.n)
+    for view, columns in COLUMNS.items()
+}
+
+_job_ids = bindparam("job_ids", type_=ARRAY(Uuid))
+# The order of the locks is the same everywhere: multi-row writes go by job_id.
+_LOCK = (
+    select(jobs.c.job_id).where(jobs.c.job_id == func.any(_job_ids)).order_by(jobs.c.job_id).with_for_update()
+)
+_BY_ID = (
+    select(*COLUMNS[JobView.FULL]).select_from(with_names(jobs)).where(jobs.c.job_id == func.any(_job_ids))
+)
+
+_cancel = recordset("cancel", {"job_id": Uuid(), "soeid": Text(), "reason": Text()})
+# Not now(): that is when the transaction began, before it waited for the lock. And never earlier
+# than what is there, should the clock of a new primary be behind.
+_moment = func.greatest(func.statement_timestamp(), jobs.c.update_time)
+_CANCEL = (
+    update(jobs)
+    .where(jobs.c.job_id == _cancel.c.job_id, jobs.c.end_time.is_(None))
+    .values(
+        status=JobStatus.CANCELLED.value,
+        end_time=_moment,
+        update_time=_moment,
+        version=jobs.c.version + 1,
+        cancelled_by_soeid=_cancel.c.soeid,
+        cancel_reason=_cancel.c.reason,
+    )
+    .returning(jobs.c.job_id, jobs.c.end_time, jobs.c.version)
+)
+
+
+class JobStore:
+    """The jobs table, one or many rows by their ids."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def insert(self, inserts: Sequence[JobInsert]) -> dict[UUID, datetime]:
+        """Insert jobs; returns the create_time of those that were.
+
+        Left out is who has a request id that is taken already, by a row that is committed or by an
+        earlier one of this batch; a row whose transaction still runs is waited for.
+        """
+        records = [_insert_record(item) for item in inserts]
+        created = self._connection.execute(_INSERT, rows(records))
+        return {row.job_id: row.create_time for row in created}
+
+    def by_request_ids(self, keys: Sequence[RequestKey]) -> dict[RequestKey, EarlierJob]:
+        """Return the jobs that these request ids made, as they are now; unknown ids are left out.
+
+        A statement of its own after insert: within the insert's snapshot the winner is not visible.
+        """
+        records = [
+            {"n": n, "owner_id": key.owner_id, "creator_id": key.creator_id, "request_id": key.request_id}
+            for n, key in enumerate(keys)
+        ]
+        found = self._connection.execute(_BY_REQUEST_ID, rows(records))
+        return {keys[row.n]: EarlierJob(job_of(row), bytes(row.request_hash)) for row in found}
+
+    def find(self, requests: Sequence[GetRequest], view: JobView) -> list[FoundJob]:
+        """Answer each request in the order asked, in one statement; a job may be asked for twice."""
+        asked = [
+            {
+                "n": n,
+                "job_id": request.job_id,
+                "caller_id": request.caller.user_id,
+                "subject_id": request.caller.subject_id,
+            }
+            for n, request in enumerate(requests)
+        ]
+        return [
+            FoundJob(
+                job=None if row.job_id is None else job_of(row),
+                standing=Standing(
+                    caller_role=role_named(row.caller_role),
+                    subject_role=role_named(row.subject_role),
+                    level=level_named(row.level),
+                ),
+            )
+            for row in self._connection.execute(_FIND[view], rows(asked))
+        ]
+
+    def lock(self, job_ids: Collection[UUID]) -> dict[UUID, Job]:
+        """Lock these jobs in the order of their ids and return them as they then are.
+
+        Unknown ids are left out. Raises RowLocked after the lock limit.
+        """
+        parameters = {"job_ids": sorted(set(job_ids))}
+        self._connection.execute(_LOCK, parameters)
+        # Read after the locks: a row that was waited for is seen as its last writer left it.
+        return {row.job_id: job_of(row) for row in self._connection.execute(_BY_ID, parameters)}
+
+    def cancel(
+        self, cancellations: Mapping[UUID, tuple[str, str | None]]
+    ) -> dict[UUID, tuple[datetime, int]]:
+        """Cancel jobs that are locked and not terminal; by whom (SOEID) and why, by job id.
+
+        Returns end_time and version of each.
+        """
+        records = [
+            {"job_id": job_id, "soeid": soeid, "reason": reason}
+            for job_id, (soeid, reason) in cancellations.items()
+        ]
+        cancelled = self._connection.execute(_CANCEL, rows(records))
+        return {row.job_id: (row.end_time, row.version) for row in cancelled}
+
+
+def _insert_record(item: JobInsert) -> dict[str, object]:
+    job = item.job
+    return {
+        "job_id": item.job_id,
+        "run_type": job.run_type,
+        "dataset_id": job.dataset_id,
+        "owner_id": item.owner_id,
+        "creator_id": item.creator_id,
+        "description": job.description,
+        "external_id": job.external_id,
+        "priority": job.priority,
+        "source_commit_id": job.source_commit_id,
+        "request_id": job.request_id,
+        "request_hash": None if job.request_id is None else job.request_hash.hex(),
+        "payload_bytes": job.payload_bytes,
+        "run_parameters": job.run_parameters,
+    }

@@ -1,0 +1,105 @@
+"""The state of the schema: bring it up to date, and say whether this release can run on it."""
+
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, func, inspect, select, text
+
+from jobs_service.storage.tables import schema_info
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+# Any 64-bit number that no other program uses for an advisory lock on this database.
+_LOCK_KEY = 0x6A6F62735F763031
+_POLL_SECONDS = 0.1
+
+
+class SchemaState(Enum):
+    """Whether this release can serve on the schema that it found."""
+
+    READY = "ready"
+    BEHIND = "behind"
+    TOO_NEW = "too new"
+
+
+class MigrationLockTimeout(Exception):
+    """Another process has been migrating for longer than we are willing to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaReport:
+    """What was found: the revision in the database (None: empty), ours, and the verdict."""
+
+    state: SchemaState
+    found: str | None
+    known: str
+    oldest_release: str | None
+
+
+def migrate(engine: Engine, *, wait_seconds: float = 600.0) -> None:
+    """Bring the schema to this release's head; safe from any number of replicas at once.
+
+    Needs a direct connection (an advisory lock belongs to a session). Raises MigrationLockTimeout.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
+        # A migration may take as long as it takes; what must not wait is a lock inside of it.
+        lock.execute(text("SET statement_timeout = 0"))
+        _wait_for_lock(lock, wait_seconds)
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("SET statement_timeout = 0"))
+                connection.commit()
+                if report(connection, release="0").state is SchemaState.BEHIND:
+                    connection.rollback()
+                    command.upgrade(_alembic(connection), "head")
+                connection.invalidate()
+        finally:
+            lock.execute(select(func.pg_advisory_unlock(_LOCK_KEY)))
+            lock.invalidate()
+
+
+def _wait_for_lock(connection: Connection, seconds: float) -> None:
+    # Polled: a session that blocks in pg_advisory_lock holds a snapshot, which CREATE INDEX
+    # CONCURRENTLY in the session that has the lock would wait for, for ever.
+    deadline = time.monotonic() + seconds
+    while not connection.execute(select(func.pg_try_advisory_lock(_LOCK_KEY))).scalar_one():
+        if time.monotonic() > deadline:
+            raise MigrationLockTimeout(f"another process has been migrating for {seconds:.0f} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def report(connection: Connection, *, release: str) -> SchemaReport:
+    """Compare the schema in the database with what this release knows."""
+    script = ScriptDirectory.from_config(_alembic())
+    known = {revision.revision for revision in script.walk_revisions()}
+    head = script.get_current_head() or ""
+    if not inspect(connection).has_table("schema_info"):
+        return SchemaReport(SchemaState.BEHIND, None, head, None)
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    oldest = connection.execute(select(schema_info.c.oldest_release)).scalar_one()
+    return SchemaReport(_verdict(found, head, known, oldest, release), found, head, oldest)
+
+
+def _verdict(found: str | None, head: str, known: set[str], oldest: str, release: str) -> SchemaState:
+    if found == head:
+        return SchemaState.READY
+    if found is None or found in known:
+        return SchemaState.BEHIND
+    # A revision that this release has never heard of: made by a newer one, which said who may stay.
+    return SchemaState.READY if _numbers(release) >= _numbers(oldest) else SchemaState.TOO_NEW
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
+
+
+def _alembic(connection: Connection | None = None) -> Config:
+    config = Config()
+    # The ini format reads % as its own.
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
