@@ -1,0 +1,220 @@
+"""Puts the service together: configuration, database, core, server, and the way down again."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jobs_service import __version__
+from jobs_service.config import Config, ConfigError, check_serving
+from jobs_service.core.access_service import AccessService
+from jobs_service.core.job_service import JobService
+from jobs_service.storage import schema
+from jobs_service.storage.database import Database
+from jobs_service.storage.embedded import (
+    DataFolder,
+    DataFolderInUse,
+    EmbeddedPostgres,
+    EmbeddedPostgresError,
+)
+from jobs_service.storage.schema import SchemaReport, SchemaState
+from jobs_service.transport.auth import Authenticator
+from jobs_service.transport.batcher import Limits
+from jobs_service.transport.health import Health
+from jobs_service.transport.operations import Operations
+from jobs_service.transport.server import JOBS_SERVICE, Server, ServerSettings
+from jobs_service.transport.tokens import TokenKey, TokenVerifier, UnusableKey, development_key, load_key
+
+_log = logging.getLogger(__name__)
+
+
+class SchemaUnusable(Exception):
+    """The schema is behind this release, or too new for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """An open database. postgres: the embedded server, where this process runs it."""
+
+    database: Database
+    postgres: EmbeddedPostgres | None
+
+
+@contextmanager
+def open_storage(config: Config, *, migrate: bool, exclusive: bool) -> Iterator[Storage]:
+    """Open the configured database, with a schema that this release can run on.
+
+    The embedded Postgres is started for as long as the block lasts, and always brought up to date.
+    Where another process has it running: exclusive raises DataFolderInUse, else that one is used.
+    Raises EmbeddedPostgresError, DatabaseUnavailable, SchemaUnusable, MigrationLockTimeout.
+    """
+    with _postgres(config, exclusive) as (url, postgres):
+        database = _database(config, url)
+        try:
+            if migrate or postgres is not None:
+                bring_up_to_date(config, url)
+            require_schema(database.schema_report(release=__version__))
+            if postgres is not None and AccessService(database).fill_if_empty():
+                _log.info("filled the empty database with a demo")
+            yield Storage(database, postgres)
+        finally:
+            database.close()
+
+
+@contextmanager
+def _postgres(config: Config, exclusive: bool) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
+    if config.database_url is not None:
+        yield config.database_url, None
+        return
+    folder = DataFolder(config.data_dir.absolute())
+    postgres = EmbeddedPostgres(folder, pg_bin=config.pg_bin)
+    folder.prepare()
+    try:
+        folder.lock()
+    except DataFolderInUse:
+        if exclusive:
+            raise
+        yield postgres.url(), None
+        return
+    try:
+        postgres.start()
+        yield postgres.url(), postgres
+    finally:
+        postgres.stop()
+        folder.unlock()
+
+
+def _database(config: Config, url: str) -> Database:
+    try:
+        return Database(
+            url,
+            pool_size=config.database_pool_size,
+            statement_seconds=config.batch_seconds,
+            lock_seconds=config.lock_seconds,
+        )
+    except ValueError as error:
+        raise ConfigError(f"JOBS_DATABASE_URL is {error}") from None
+
+
+def bring_up_to_date(config: Config, url: str) -> None:
+    """Run the migrations that are missing, over the direct URL where there is one."""
+    database = _database(config, config.direct_database_url or url)
+    try:
+        database.schema_report(release=__version__)
+        schema.migrate(database.engine)
+    finally:
+        database.close()
+
+
+def require_schema(report: SchemaReport) -> None:
+    """Raise SchemaUnusable unless this release can run on the schema that was found."""
+    if report.state is SchemaState.BEHIND:
+        found = f"is at {report.found}" if report.found else "is empty"
+        raise SchemaUnusable(
+            f"the schema {found}, this release needs {report.known}: run 'jobs-service migrate'"
+        )
+    if report.state is SchemaState.TOO_NEW:
+        raise SchemaUnusable(
+            f"the schema is at {report.found}, which needs release {report.oldest_release} or newer;"
+            f" this is {__version__}"
+        )
+
+
+def token_key(config: Config) -> TokenKey:
+    """Return the key that tokens are checked with. Raises ConfigError."""
+    try:
+        if config.jwt_key_file is None:
+            return development_key(config.data_dir)
+        return load_key(config.jwt_key_file)
+    except UnusableKey as error:
+        raise ConfigError(str(error)) from None
+
+
+def serve(config: Config, *, migrate: bool, ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ready: called with the port once calls are answered.
+
+    Raises ConfigError, PortTaken, and what open_storage raises.
+    """
+    check_serving(config)
+    verifier = TokenVerifier(
+        token_key(config),
+        issuer=config.jwt_issuer,
+        audience=config.jwt_audience,
+        leeway=config.jwt_leeway,
+    )
+    # Until the loop takes signals, SIGTERM ends the process through the finally blocks all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with open_storage(config, migrate=migrate, exclusive=True) as storage:
+        asyncio.run(_serve(config, storage, verifier, ready))
+
+
+async def _serve(
+    config: Config, storage: Storage, verifier: TokenVerifier, ready: Callable[[int], None]
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    operations = Operations(
+        JobService(storage.database),
+        AccessService(storage.database),
+        limits=Limits(rows=config.batch_rows, waiting=config.max_waiting, seconds=config.batch_seconds),
+        list_threads=config.list_threads,
+        read_seconds=config.read_seconds,
+    )
+    health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
+    authenticator = Authenticator(verifier, operations.find_user_id)
+    server = Server(_server_settings(config), operations, authenticator, health)
+    port = await server.start()
+    _log.info("serving", extra={"fields": {"host": config.listen.host, "port": port}})
+    ready(port)
+    tasks = [asyncio.create_task(health.run())]
+    if storage.postgres is not None:
+        tasks.append(asyncio.create_task(_keep_alive(storage.postgres)))
+    await stop.wait()
+    _log.info("draining")
+    await server.drain()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _server_settings(config: Config) -> ServerSettings:
+    return ServerSettings(
+        target=config.listen.target,
+        reflection=config.reflection,
+        keepalive=config.keepalive_seconds,
+        max_connection_age=config.max_connection_age_seconds,
+        drain_delay=config.drain_delay_seconds,
+        drain=config.drain_seconds,
+    )
+
+
+def _is_ready(database: Database) -> bool:
+    return database.schema_report(release=__version__).state is SchemaState.READY
+
+
+async def _keep_alive(postgres: EmbeddedPostgres) -> None:
+    """Start the embedded Postgres again whenever it ends by itself."""
+    loop = asyncio.get_running_loop()
+    # One thread for as long as the process lives: the kernel ends Postgres with the thread that
+    # started it.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="postgres")
+    while True:
+        ended, pidfd = asyncio.Event(), postgres.pidfd()
+        loop.add_reader(pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+        _log.error("the embedded Postgres ended; starting it again")
+        while postgres.exited():
+            try:
+                await loop.run_in_executor(thread, postgres.restart)
+            except EmbeddedPostgresError as error:
+                _log.error("the embedded Postgres does not start", extra={"fields": {"error": str(error)}})
+                await asyncio.sleep(1)

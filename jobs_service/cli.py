@@ -1,0 +1,246 @@
+"""The command jobs-service."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+
+from jobs_service import __version__, app
+from jobs_service.config import Config, ConfigError, check_serving, load
+from jobs_service.core.access_service import AccessService
+from jobs_service.model.caller import Level, Role, normalized_soeid
+from jobs_service.model.errors import DatabaseUnavailable, JobsError
+from jobs_service.model.job import RunType
+from jobs_service.storage.embedded import EmbeddedPostgresError
+from jobs_service.storage.schema import MigrationLockTimeout
+from jobs_service.telemetry import configure_logging
+from jobs_service.transport.probe import ask_health
+from jobs_service.transport.server import PortTaken
+from jobs_service.transport.tokens import UnusableKey, make_token
+
+
+class ExitCode(IntEnum):
+    """How the command ends; the README's table says what to do."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CONFIGURATION = 3
+    DATABASE = 4
+    SCHEMA = 5
+    PORT = 6
+    DATA_FOLDER = 7
+    NOT_FOUND = 8
+    NOT_SERVING = 9
+
+
+_EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (ConfigError, ExitCode.CONFIGURATION),
+    (UnusableKey, ExitCode.CONFIGURATION),
+    (DatabaseUnavailable, ExitCode.DATABASE),
+    (app.SchemaUnusable, ExitCode.SCHEMA),
+    (MigrationLockTimeout, ExitCode.SCHEMA),
+    (PortTaken, ExitCode.PORT),
+    (EmbeddedPostgresError, ExitCode.DATA_FOLDER),
+    (JobsError, ExitCode.NOT_FOUND),
+)
+_EPILOG = """\
+Settings come from JOBS_ variables of the environment; the README lists them.
+
+Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 bad configuration; 4 database
+unreachable; 5 schema behind, too new, or being migrated; 6 port taken; 7 data folder in use or
+unusable; 8 no such user or data set; 9 not serving."""
+_Command = Callable[[Config, argparse.Namespace], ExitCode]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code; errors are a line on stderr."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        config = load(os.environ)
+        configure_logging(config.log_level)
+        code = parsed.run(config, parsed)
+    except KeyboardInterrupt:
+        code = ExitCode.OK
+    except tuple(kind for kind, _ in _EXIT_CODES) as error:
+        print(f"jobs-service: {error}", file=sys.stderr)
+        code = next(number for kind, number in _EXIT_CODES if isinstance(error, kind))
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jobs-service",
+        description="Creates, lists, shows, tracks and cancels the jobs of a data platform, over gRPC.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_running(commands)
+    _add_access(commands)
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: _Command, about: str
+) -> argparse.ArgumentParser:
+    added = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    added.set_defaults(run=run)
+    return added
+
+
+def _add_running(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = _add(commands, "serve", _serve, "serve until SIGTERM or Ctrl-C")
+    serve.add_argument(
+        "--migrate",
+        action="store_true",
+        help="bring the schema of JOBS_DATABASE_URL up to date first (the embedded one always is)",
+    )
+    _add(commands, "migrate", _migrate, "bring the schema of the database up to date")
+    _add(commands, "check", _check, "say whether the service could serve with these settings")
+    health = _add(commands, "health", _health, "ask the service at JOBS_LISTEN for its health")
+    health.add_argument("service", nargs="?", default="", help="default: the service as a whole")
+    token = _add(
+        commands,
+        "token",
+        _token,
+        "print a bearer token for a SOEID, good for 12 hours (needs a shared secret or the development key)",
+    )
+    token.add_argument("soeid", type=_soeid)
+
+
+def _add_access(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    user = commands.add_parser("user", help="add users").add_subparsers(required=True, metavar="COMMAND")
+    add_user = _add(user, "add", _user_add, "add a user, or give the one there is this role")
+    add_user.add_argument("soeid", type=_soeid)
+    add_user.add_argument("--role", required=True, choices=[role.value for role in Role])
+    dataset = commands.add_parser("dataset", help="add data sets")
+    add_dataset = _add(
+        dataset.add_subparsers(required=True, metavar="COMMAND"),
+        "add",
+        _dataset_add,
+        "add a data set, or give the one there is this name",
+    )
+    add_dataset.add_argument("id", type=_dataset_id)
+    add_dataset.add_argument("name")
+    grant = _add(commands, "grant", _grant, "give a user a permission on a data set")
+    revoke = _add(commands, "revoke", _revoke, "take a user's permission on a data set away")
+    for parser in (grant, revoke):
+        parser.add_argument("soeid", type=_soeid)
+        parser.add_argument("dataset_id", type=_dataset_id)
+    grant.add_argument("level", choices=[level.word for level in Level])
+    run_type = _add(commands, "grant-run-type", _grant_run_type, "let a service work on a run type")
+    run_type.add_argument("soeid", type=_soeid)
+    run_type.add_argument("run_type", choices=[run_type.value for run_type in RunType])
+
+
+def _soeid(text: str) -> str:
+    soeid = normalized_soeid(text)
+    if soeid is None:
+        raise argparse.ArgumentTypeError("a SOEID is two letters and five digits")
+    return soeid
+
+
+def _dataset_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**63:
+        raise argparse.ArgumentTypeError("the id of a data set is a positive integer")
+    return int(text)
+
+
+def _serve(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    def ready(port: int) -> None:
+        if config.uses_development_key:
+            print(_welcome(f"{config.listen.host}:{port}"), flush=True)
+
+    app.serve(config, migrate=parsed.migrate, ready=ready)
+    return ExitCode.OK
+
+
+def _welcome(address: str) -> str:
+    """Lines to paste: the token is made when they run, so that none is left in a terminal's history."""
+    call = 'grpcurl -plaintext -H "authorization: Bearer $(.venv/bin/jobs-service token al00001)"'
+    rpc = f"{address} jobs.v1.JobsService"
+    parameters = '{"dataset_id": 1, "run_type": "RUN_TYPE_IMPORT", "run_parameters": {"file_path": "a.csv"}}'
+    return "\n".join(
+        [
+            f"Jobs Service {__version__} serves on {address}. Try:",
+            "",
+            f"  {call} -d '{parameters}' {rpc}/CreateJob",
+            f"  {call} -d '{{\"page_size\": 10}}' {rpc}/ListJobs",
+            f'  {call} -d \'{{"job_id": "JOB_ID"}}\' {rpc}/GetJob',
+            f'  {call} -d \'{{"job_id": "JOB_ID"}}\' {rpc}/GetJobStatus',
+            f'  {call} -d \'{{"job_id": "JOB_ID", "reason": "not needed"}}\' {rpc}/CancelJob',
+            "",
+        ]
+    )
+
+
+def _migrate(config: Config, _: argparse.Namespace) -> ExitCode:
+    with app.open_storage(config, migrate=True, exclusive=False):
+        print("the schema is up to date")
+    return ExitCode.OK
+
+
+def _check(config: Config, _: argparse.Namespace) -> ExitCode:
+    check_serving(config)
+    key = app.token_key(config)
+    print(f"settings: fine; tokens are checked as {key.algorithm}")
+    with app.open_storage(config, migrate=False, exclusive=False):
+        print("database: reachable, its schema is one that this release can run on")
+    return ExitCode.OK
+
+
+def _health(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    answer = ask_health(config.listen.target, parsed.service, seconds=3)
+    print(answer)
+    return ExitCode.OK if answer == "SERVING" else ExitCode.NOT_SERVING
+
+
+def _token(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    key = app.token_key(config)
+    print(make_token(key, parsed.soeid, issuer=config.jwt_issuer, audience=config.jwt_audience))
+    return ExitCode.OK
+
+
+@contextmanager
+def _access(config: Config) -> Iterator[AccessService]:
+    with app.open_storage(config, migrate=False, exclusive=False) as storage:
+        yield AccessService(storage.database)
+
+
+def _user_add(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    with _access(config) as access:
+        user_id = access.put_user(parsed.soeid, Role(parsed.role))
+    print(f"user {parsed.soeid} has id {user_id} and role {parsed.role}")
+    return ExitCode.OK
+
+
+def _dataset_add(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    with _access(config) as access:
+        access.put_dataset(parsed.id, parsed.name)
+    print(f"data set {parsed.id} is called {parsed.name}")
+    return ExitCode.OK
+
+
+def _grant(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    with _access(config) as access:
+        access.grant(parsed.soeid, parsed.dataset_id, Level[parsed.level.upper()])
+    print(f"{parsed.soeid} has {parsed.level} on data set {parsed.dataset_id}")
+    return ExitCode.OK
+
+
+def _revoke(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    with _access(config) as access:
+        had = access.revoke(parsed.soeid, parsed.dataset_id)
+    print(f"{parsed.soeid} has no permission on data set {parsed.dataset_id}{'' if had else ', as before'}")
+    return ExitCode.OK
+
+
+def _grant_run_type(config: Config, parsed: argparse.Namespace) -> ExitCode:
+    with _access(config) as access:
+        access.grant_run_type(parsed.soeid, RunType(parsed.run_type))
+    print(f"{parsed.soeid} may work on {parsed.run_type}")
+    return ExitCode.OK

@@ -1,0 +1,190 @@
+"""Everything that can be set, read from the environment once, at start."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "JOBS_"
+# What Kubernetes injects for a Service called jobs or jobs-service.
+_OF_KUBERNETES = re.compile(r"JOBS_(PORT(_.*)?|SERVICE_.*)\Z")
+
+
+class ConfigError(Exception):
+    """A setting that can't be used. The message names the variable and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener listens. port 0: any free one."""
+
+    host: str
+    port: int
+
+    @property
+    def target(self) -> str:
+        """As gRPC takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def _address(text: str) -> Address:
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be HOST:PORT")
+    return Address(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def _switch(text: str) -> bool:
+    if text not in {"on", "off"}:
+        raise ValueError("must be on or off")
+    return text == "on"
+
+
+def _number(lowest: float, highest: float, kind: Callable[[str], float] = float) -> Callable[[str], Any]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = lowest - 1
+        if not lowest <= value <= highest:
+            raise ValueError(f"must be a number from {lowest:g} to {highest:g}")
+        return value
+
+    return parse
+
+
+def _setting(default: str | None, parse: Callable[[str], Any], about: str) -> Any:
+    return field(metadata={"default": default, "parse": parse, "about": about})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings. Each field is the variable JOBS_<FIELD>; its metadata has default and reason."""
+
+    listen: Address = _setting("127.0.0.1:50051", _address, "Where the service listens, HOST:PORT.")
+    insecure_listen: bool = _setting(
+        "off",
+        _switch,
+        "on: listen beyond loopback without TLS, because something in front (a mesh, a proxy) encrypts.",
+    )
+    jwt_key_file: Path | None = _setting(
+        None,
+        Path,
+        "The key that bearer tokens are checked with: a PEM public key (RSA: RS256, P-256: ES256,"
+        " Ed25519: EdDSA), or a secret of at least 32 bytes (HS256).",
+    )
+    jwt_issuer: str | None = _setting(None, str, "What a token's `iss` must be. Unset: not checked.")
+    jwt_audience: str | None = _setting(
+        None, str, "What a token's `aud` must hold. Unset: a token with an `aud` is refused."
+    )
+    jwt_leeway: float = _setting(
+        "30", _number(0, 300), "Seconds by which the clocks of issuer and service may differ."
+    )
+    database_url: str | None = _setting(
+        None, str, "A Postgres 15 to 18, in SQLAlchemy's form. Unset: the embedded Postgres."
+    )
+    direct_database_url: str | None = _setting(
+        None, str, "The same database without a pooler in between, for migrations. Unset: the first one."
+    )
+    data_dir: Path = _setting(".data", Path, "The folder of the embedded Postgres and the development key.")
+    pg_bin: Path | None = _setting(
+        None, Path, "The folder with the Postgres programs. Unset: the wheel's, Debian's, PATH's."
+    )
+    reflection: bool = _setting("on", _switch, "off: hide the API's description.")
+    database_pool_size: int = _setting(
+        "16",
+        _number(6, 1000, int),
+        "Connections to Postgres. One for each kind of batch, and one for each list at work.",
+    )
+    list_threads: int = _setting("8", _number(1, 64, int), "Lists that are read at the same time; more wait.")
+    batch_seconds: float = _setting(
+        "10", _number(0.1, 600), "How long a statement of a batch may take, whoever is in it."
+    )
+    lock_seconds: float = _setting(
+        "1", _number(0.05, 60), "How long a batch waits for a row that somebody else holds."
+    )
+    read_seconds: float = _setting(
+        "30", _number(0.1, 600), "How long a list may take for a caller without a deadline."
+    )
+    batch_rows: int = _setting("100", _number(1, 1000, int), "Calls that go into one transaction.")
+    max_waiting: int = _setting(
+        "2000",
+        _number(1, 1_000_000, int),
+        "Calls of one method that may wait; more are refused with RESOURCE_EXHAUSTED.",
+    )
+    keepalive_seconds: float = _setting(
+        "60", _number(1, 7200), "A connection that is silent for this long is pinged."
+    )
+    max_connection_age_seconds: float = _setting(
+        "1800",
+        _number(1, 86400),
+        "A connection that is this old is closed gracefully, so that clients spread over new replicas.",
+    )
+    drain_delay_seconds: float = _setting(
+        "0",
+        _number(0, 300),
+        "How long calls are still taken after SIGTERM, health saying NOT_SERVING: what a load balancer"
+        " needs to notice.",
+    )
+    drain_seconds: float = _setting("20", _number(0, 600), "How long calls in progress may take after that.")
+    log_level: str = _setting("INFO", str, "DEBUG logs health checks too; INFO, WARNING, ERROR.")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the service brings its own Postgres."""
+        return self.database_url is None
+
+    @property
+    def uses_development_key(self) -> bool:
+        """Whether tokens are checked with the key in the data folder."""
+        return self.jwt_key_file is None
+
+
+def variables() -> list[tuple[str, str | None, str]]:
+    """Return name, default and reason of every variable."""
+    return [
+        (PREFIX + item.name.upper(), item.metadata["default"], item.metadata["about"])
+        for item in fields(Config)
+    ]
+
+
+def load(environment: Mapping[str, str]) -> Config:
+    """Read the settings. Raises ConfigError for a bad value, and for a JOBS_ variable that is none."""
+    names = {PREFIX + item.name.upper() for item in fields(Config)}
+    for name in environment:
+        if name.startswith(PREFIX) and name not in names and not _OF_KUBERNETES.match(name):
+            raise ConfigError(f"{name} is no setting of this service; see the README's table")
+    values: dict[str, Any] = {}
+    for item in fields(Config):
+        name = PREFIX + item.name.upper()
+        # Empty counts as unset: that is how a shell and most orchestrators unset a variable.
+        text = environment.get(name) or item.metadata["default"]
+        try:
+            values[item.name] = None if text is None else item.metadata["parse"](text)
+        except ValueError as error:
+            raise ConfigError(f"{name}={text!r} {error}") from None
+    return Config(**values)
+
+
+def check_serving(config: Config) -> None:
+    """Check what only serving demands. Raises ConfigError."""
+    if not config.listen.is_loopback and not config.insecure_listen:
+        raise ConfigError(
+            "JOBS_LISTEN is not a loopback address and there is no TLS: anybody on the way could read"
+            " tokens. Set JOBS_INSECURE_LISTEN=on if something in front encrypts"
+        )
+    if config.uses_development_key and not (config.embedded and config.listen.is_loopback):
+        raise ConfigError(
+            "JOBS_JWT_KEY_FILE is not set: the development key works only with the embedded Postgres"
+            " and a loopback JOBS_LISTEN"
+        )

@@ -1,0 +1,1 @@
+"""gRPC: what comes in over the wire and how it is answered."""

@@ -1,0 +1,88 @@
+"""Who calls: from the metadata of a call to a Caller with ids."""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from jobs_service.model.caller import Caller, OnBehalf, normalized_soeid
+from jobs_service.model.errors import (
+    CallerUnknown,
+    CredentialsInvalid,
+    CredentialsMissing,
+    InvalidRequest,
+    Violation,
+)
+from jobs_service.transport.call import Call
+from jobs_service.transport.tokens import TokenVerifier
+
+AUTHORIZATION = "authorization"
+ON_BEHALF_OF = "x-on-behalf-of"
+MAX_REMEMBERED = 10_000
+
+Metadata = Iterable[tuple[str, str | bytes]]
+FindUserId = Callable[[str, Call], Awaitable[int | None]]
+
+
+class Authenticator:
+    """Checks tokens and looks SOEIDs up.
+
+    find_user_id: SOEID in lower case to id, None for nobody. Only that mapping is remembered; that
+    the user still exists, and what it may do, is read anew by every operation.
+    """
+
+    def __init__(self, verifier: TokenVerifier, find_user_id: FindUserId) -> None:
+        self._verifier = verifier
+        self._find_user_id = find_user_id
+        self._remembered: dict[str, int] = {}
+
+    async def caller(self, metadata: Metadata, call: Call) -> Caller:
+        """Return who sends this metadata.
+
+        Raises CredentialsMissing, CredentialsInvalid, CallerUnknown, and InvalidRequest for an
+        on-behalf header that is no SOEID.
+        """
+        headers = [(key, value) for key, value in metadata if key in (AUTHORIZATION, ON_BEHALF_OF)]
+        soeid = self._verifier.soeid(_bearer_token(headers))
+        user_id = await self.user_id(soeid, call)
+        if user_id is None:
+            raise CallerUnknown(user_soeid=soeid)
+        subject = _on_behalf_of(headers)
+        if subject is None or subject == soeid:
+            return Caller(soeid, user_id)
+        return Caller(soeid, user_id, OnBehalf(subject, await self.user_id(subject, call)))
+
+    def forget(self, soeid: str) -> None:
+        """Look this SOEID up anew next time."""
+        self._remembered.pop(soeid, None)
+
+    async def user_id(self, soeid: str, call: Call) -> int | None:
+        """Return the id of a SOEID in lower case, None for nobody."""
+        known = self._remembered.get(soeid)
+        if known is None:
+            known = await self._find_user_id(soeid, call)
+            # Nobody is not remembered: a user who is added counts from the next call on.
+            if known is not None:
+                if len(self._remembered) >= MAX_REMEMBERED:
+                    self._remembered.pop(next(iter(self._remembered)))
+                self._remembered[soeid] = known
+        return known
+
+
+def _bearer_token(headers: Metadata) -> str:
+    values = [value for key, value in headers if key == AUTHORIZATION]
+    if not values:
+        raise CredentialsMissing
+    if len(values) > 1 or not isinstance(values[0], str):
+        raise CredentialsInvalid
+    scheme, _, token = values[0].partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise CredentialsMissing
+    return token.strip()
+
+
+def _on_behalf_of(headers: Metadata) -> str | None:
+    values = [value for key, value in headers if key == ON_BEHALF_OF]
+    if not values:
+        return None
+    soeid = normalized_soeid(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
+    if soeid is None:
+        raise InvalidRequest([Violation(ON_BEHALF_OF, "must be one SOEID: two letters and five digits")])
+    return soeid

@@ -1,0 +1,177 @@
+"""The seam between the event loop and the core: many calls of one operation, one plural core call.
+
+Calls that come while a batch runs wait and go together as the next one: under load batches grow by
+themselves, and a lone caller goes at once. Each caller gets its own result or its own error.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from jobs_service.model.errors import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    JobsError,
+    Overloaded,
+    ShuttingDown,
+    TransactionRolledBack,
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TRIES = 3
+"""How often a transaction that was surely rolled back is run."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """rows, size: of one batch; size in whatever unit callers weigh items in. waiting: calls in the queue.
+
+    seconds: after this long no part of a failed batch is tried again.
+    """
+
+    rows: int = 100
+    size: int = 8 * 1024 * 1024
+    waiting: int = 2_000
+    seconds: float = 10.0
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    size: int
+    deadline: float | None
+    outcome: "asyncio.Future[Result | Exception]"
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs one operation in batches, one batch at a time, on a thread of the executor.
+
+    run: the plural core call: as many results as items, in order; a refusal is a JobsError among
+    them. What it raises is about the whole batch: DatabaseUnavailable (the answer for all) and
+    anything else, for which the batch is split until the item that caused it stands alone.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Result | JobsError]],
+        executor: Executor,
+        limits: Limits,
+    ) -> None:
+        self._run = run
+        self._executor = executor
+        self._limits = limits
+        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def submit(self, item: Item, *, size: int = 1, deadline: float | None = None) -> Result:
+        """Run the operation for one item.
+
+        deadline: on the monotonic clock; an item whose batch has not begun by then is not run and
+        raises DeadlineExceeded. Raises Overloaded when the queue is full, ShuttingDown after close,
+        and the item's own error.
+        """
+        if self._closed:
+            raise ShuttingDown
+        if len(self._queue) >= self._limits.waiting:
+            raise Overloaded(limit=self._limits.waiting)
+        waiting = _Waiting[Item, Result](item, size, deadline, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        # A caller that leaves cancels this future alone: the batch it is in goes on.
+        outcome = await waiting.outcome
+        if isinstance(outcome, Exception):
+            raise outcome.with_traceback(None)
+        return outcome
+
+    async def close(self) -> None:
+        """Refuse new items, and wait for those that were taken."""
+        self._closed = True
+        if self._worker is not None:
+            await self._worker
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            batch = self._take()
+            if batch:
+                items = [waiting.item for waiting in batch]
+                outcomes: Sequence[Result | Exception]
+                try:
+                    outcomes = await loop.run_in_executor(self._executor, self._attempt, items)
+                except RuntimeError as error:
+                    # The executor is shut: nobody may wait for ever because of it.
+                    outcomes = [error] * len(items)
+                for waiting, outcome in zip(batch, outcomes, strict=True):
+                    if not waiting.outcome.done():
+                        waiting.outcome.set_result(outcome)
+        self._worker = None
+
+    def _take(self) -> list[_Waiting[Item, Result]]:
+        """The next batch, without those who have left and those whose time is up."""
+        batch: list[_Waiting[Item, Result]] = []
+        size, now = 0, time.monotonic()
+        while self._queue and len(batch) < self._limits.rows:
+            waiting = self._queue[0]
+            if batch and size + waiting.size > self._limits.size:
+                break
+            self._queue.popleft()
+            if waiting.outcome.done():
+                continue
+            if waiting.deadline is not None and waiting.deadline <= now:
+                waiting.outcome.set_result(DeadlineExceeded())
+                continue
+            size += waiting.size
+            batch.append(waiting)
+        return batch
+
+    def _attempt(self, items: Sequence[Item]) -> list[Result | Exception]:
+        return run_split(self._run, items, give_up=time.monotonic() + self._limits.seconds)
+
+
+def run_split(
+    run: Callable[[Sequence[Item]], Sequence[Result | JobsError]], items: Sequence[Item], *, give_up: float
+) -> list[Result | Exception]:
+    """Run the items together; where that raises, in halves. Never raises; an outcome for each item.
+
+    give_up: on the monotonic clock; after it nothing is split any more.
+    """
+    try:
+        results = run_again(lambda: run(items))
+        return [result for _, result in zip(items, results, strict=True)]
+    except (DatabaseUnavailable, Overloaded) as error:
+        # Perhaps committed, perhaps not: to run any part of it again could do it twice.
+        return [error] * len(items)
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+        if time.monotonic() > give_up:
+            return [DatabaseUnavailable()] * len(items)
+        _log.warning("a batch is split", extra={"fields": {"rows": len(items), "error": repr(error)}})
+    half = len(items) // 2
+    return [
+        *run_split(run, items[:half], give_up=give_up),
+        *run_split(run, items[half:], give_up=give_up),
+    ]
+
+
+def run_again(run: Callable[[], Result]) -> Result:
+    """Run a transaction, again where it was surely rolled back (a deadlock, a lost connection)."""
+    for _ in range(TRIES - 1):
+        try:
+            return run()
+        except TransactionRolledBack:
+            # On a worker thread, never on the loop. At random, or two that collided do so again.
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - no secret
+    return run()

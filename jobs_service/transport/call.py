@@ -1,0 +1,43 @@
+"""What is known of the call being served: filled by the interceptors, read by servicers and logs."""
+
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from jobs_service.model.caller import Caller
+from jobs_service.model.errors import DeadlineExceeded
+
+
+@dataclass(slots=True)
+class Call:
+    """One call. deadline: on the monotonic clock, in seconds; None: the caller set none."""
+
+    method: str
+    correlation_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    deadline: float | None = None
+    caller: Caller | None = None
+    code: str = "OK"
+    reason: str = ""
+
+    def seconds_left(self, at_most: float) -> float:
+        """Return the seconds until the deadline, or at_most. Raises DeadlineExceeded."""
+        if self.deadline is None:
+            return at_most
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded
+        return min(left, at_most)
+
+
+_current: ContextVar[Call] = ContextVar("call")
+
+
+def begin(call: Call) -> None:
+    """Make this the call of the running task."""
+    _current.set(call)
+
+
+def current() -> Call:
+    """Return the call of the running task."""
+    return _current.get()

@@ -1,0 +1,134 @@
+"""JobsService: each RPC is its request converted, one operation of the core, and the answer converted."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from jobs.v1 import jobs_pb2, jobs_pb2_grpc
+
+from jobs_service.model.caller import Caller
+from jobs_service.model.errors import CredentialsMissing
+from jobs_service.model.job import JobView
+from jobs_service.model.requests import Cursor, JobFilter, ListRequest, Page
+from jobs_service.transport import call as calls
+from jobs_service.transport import page_tokens, requests, responses
+from jobs_service.transport.auth import Authenticator
+from jobs_service.transport.call import Call
+from jobs_service.transport.operations import Operations
+
+T = TypeVar("T")
+
+MAX_RESPONSE_BYTES = 3 * 1024 * 1024
+"""Clients take 4 MiB by default."""
+LARGE_BYTES = 32 * 1024
+"""What is larger is converted on a thread: on the loop every other call would wait for it."""
+
+
+class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
+    """The five RPCs. Interceptors have authenticated the caller and make statuses of errors."""
+
+    def __init__(self, operations: Operations, authenticator: Authenticator) -> None:
+        self._operations = operations
+        self._authenticator = authenticator
+
+    async def CreateJob(  # noqa: N802
+        self, request: jobs_pb2.CreateJobRequest, context: Any
+    ) -> jobs_pb2.CreateJobResponse:
+        """Create a job."""
+        call, caller = _current()
+        size = request.ByteSize()
+        wanted = await _converted(size, lambda: requests.create_request(caller, request))
+        result = await self._operations.create(wanted, call)
+        return await _converted(size, lambda: responses.create_response(result))
+
+    async def ListJobs(  # noqa: N802
+        self, request: jobs_pb2.ListJobsRequest, context: Any
+    ) -> jobs_pb2.ListJobsResponse:
+        """Show a page of jobs."""
+        call, caller = _current()
+        requests.check_list(request)
+        wanted = requests.job_filter(request.filter, owner_id=await self._owner_id(request.filter, call))
+        view = requests.view_of(request.view, default=JobView.BASIC)
+        asked = ListRequest(
+            caller=caller,
+            filter=wanted,
+            page_size=requests.page_size(request),
+            cursor=page_tokens.decode(request.page_token, wanted, view) if request.page_token else None,
+            skip=request.skip,
+            include_total=request.include_total_size,
+            view=view,
+        )
+        page = await self._operations.list(asked, call)
+        return await asyncio.to_thread(_list_response, page, wanted, view)
+
+    async def GetJob(  # noqa: N802
+        self, request: jobs_pb2.GetJobRequest, context: Any
+    ) -> jobs_pb2.GetJobResponse:
+        """Show a job."""
+        call, caller = _current()
+        wanted = requests.get_request(caller, request.job_id)
+        view = requests.view_of(request.view, default=JobView.FULL)
+        job = await self._operations.get(wanted, view, call)
+        return await _converted(
+            job.payload_bytes, lambda: jobs_pb2.GetJobResponse(job=responses.to_message(job, view))
+        )
+
+    async def GetJobStatus(  # noqa: N802
+        self, request: jobs_pb2.GetJobStatusRequest, context: Any
+    ) -> jobs_pb2.GetJobStatusResponse:
+        """Show how far a job is."""
+        call, caller = _current()
+        wanted = requests.get_request(caller, request.job_id)
+        job = await self._operations.get(wanted, JobView.STATUS, call)
+        return await _converted(job.payload_bytes, lambda: responses.status_response(job))
+
+    async def CancelJob(  # noqa: N802
+        self, request: jobs_pb2.CancelJobRequest, context: Any
+    ) -> jobs_pb2.CancelJobResponse:
+        """Cancel a job."""
+        call, caller = _current()
+        job = await self._operations.cancel(requests.cancel_request(caller, request), call)
+        return await _converted(
+            job.payload_bytes,
+            lambda: jobs_pb2.CancelJobResponse(job=responses.to_message(job, JobView.FULL)),
+        )
+
+    async def _owner_id(self, wanted: jobs_pb2.JobFilter, call: Call) -> int | None:
+        """The id of the owner that a filter names, None where it names none or nobody."""
+        if wanted.HasField("user_id"):
+            return wanted.user_id
+        if wanted.HasField("user_soeid"):
+            return await self._authenticator.user_id(wanted.user_soeid.lower(), call)
+        return None
+
+
+def _current() -> tuple[Call, Caller]:
+    call = calls.current()
+    if call.caller is None:
+        raise CredentialsMissing
+    return call, call.caller
+
+
+async def _converted(size: int, convert: Callable[[], T]) -> T:
+    """Convert here, or on a thread what is large."""
+    return await asyncio.to_thread(convert) if size > LARGE_BYTES else convert()
+
+
+def _list_response(page: Page, wanted: JobFilter, view: JobView) -> jobs_pb2.ListJobsResponse:
+    """A page of at most MAX_RESPONSE_BYTES; the first job always fits, or paging would stand still."""
+    response = jobs_pb2.ListJobsResponse(total_size_capped=page.total_capped)
+    if page.total is not None:
+        response.total_size = page.total
+    size = 0
+    for job in page.jobs:
+        message = responses.to_message(job, view)
+        # Some bytes more for the field's tag and length, and the page token.
+        size += message.ByteSize() + 8
+        if response.jobs and size > MAX_RESPONSE_BYTES - 1024:
+            break
+        response.jobs.append(message)
+    shown = len(response.jobs)
+    if shown and (page.more or shown < len(page.jobs)):
+        last = page.jobs[shown - 1]
+        response.next_page_token = page_tokens.encode(Cursor(last.create_time, last.job_id), wanted, view)
+    return response

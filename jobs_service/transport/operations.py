@@ -1,0 +1,99 @@
+"""The core as the event loop sees it: one batcher for each plural operation, threads for the lists."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from jobs_service.core.access_service import AccessService
+from jobs_service.core.job_service import JobService
+from jobs_service.model.errors import Overloaded, ShuttingDown
+from jobs_service.model.job import Job, JobView
+from jobs_service.model.requests import (
+    CancelRequest,
+    CreateRequest,
+    CreateResult,
+    GetRequest,
+    ListRequest,
+    Page,
+)
+from jobs_service.transport.batcher import Batcher, Limits, run_again
+from jobs_service.transport.call import Call
+
+BATCHERS = 6
+"""One each: creating, cancelling, reading in three views, looking up users."""
+
+
+class Operations:
+    """Runs the core's operations for calls. read_seconds: for a list whose caller has no deadline."""
+
+    def __init__(
+        self,
+        job_service: JobService,
+        access_service: AccessService,
+        *,
+        limits: Limits,
+        list_threads: int,
+        read_seconds: float,
+    ) -> None:
+        self._job_service = job_service
+        self._limits = limits
+        self._read_seconds = read_seconds
+        self._batch_threads = ThreadPoolExecutor(BATCHERS, thread_name_prefix="batch")
+        self._list_threads = ThreadPoolExecutor(list_threads, thread_name_prefix="list")
+        self._lists_waiting = 0
+        self._closed = False
+        self._users = Batcher[str, int | None](access_service.find_user_ids, self._batch_threads, limits)
+        self._create = Batcher[CreateRequest, CreateResult](
+            job_service.create_jobs, self._batch_threads, limits
+        )
+        self._cancel = Batcher[CancelRequest, Job](job_service.cancel_jobs, self._batch_threads, limits)
+        self._get = {
+            view: Batcher[GetRequest, Job](
+                partial(job_service.get_jobs, view=view), self._batch_threads, limits
+            )
+            for view in JobView
+        }
+
+    async def find_user_id(self, soeid: str, call: Call) -> int | None:
+        """Return the id of a SOEID, None for nobody."""
+        return await self._users.submit(soeid, deadline=call.deadline)
+
+    async def create(self, request: CreateRequest, call: Call) -> CreateResult:
+        """See JobService.create_jobs."""
+        size = request.job.payload_bytes
+        return await self._create.submit(request, size=size, deadline=call.deadline)
+
+    async def get(self, request: GetRequest, view: JobView, call: Call) -> Job:
+        """See JobService.get_jobs."""
+        return await self._get[view].submit(request, deadline=call.deadline)
+
+    async def cancel(self, request: CancelRequest, call: Call) -> Job:
+        """See JobService.cancel_jobs."""
+        return await self._cancel.submit(request, deadline=call.deadline)
+
+    async def list(self, request: ListRequest, call: Call) -> Page:
+        """See JobService.list_jobs. Not batched: a list has its caller's time, and a thread to itself."""
+        if self._closed:
+            raise ShuttingDown
+        if self._lists_waiting >= self._limits.waiting:
+            raise Overloaded(limit=self._limits.waiting)
+        self._lists_waiting += 1
+
+        def run() -> Page:
+            seconds = call.seconds_left(self._read_seconds)
+            return run_again(lambda: self._job_service.list_jobs(request, seconds=seconds))
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._list_threads, run)
+        finally:
+            self._lists_waiting -= 1
+
+    async def close(self) -> None:
+        """Refuse new work and finish what was taken."""
+        self._closed = True
+        batchers: list[Batcher[Any, Any]] = [self._create, self._cancel, *self._get.values(), self._users]
+        for batcher in batchers:
+            await batcher.close()
+        self._list_threads.shutdown(cancel_futures=True)
+        self._batch_threads.shutdown()

@@ -1,0 +1,97 @@
+"""The gRPC server: its options, its interceptors, its services, and how it ends."""
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from jobs.v1 import jobs_pb2, jobs_pb2_grpc
+
+from jobs_service.transport.auth import Authenticator
+from jobs_service.transport.health import Health
+from jobs_service.transport.interceptors.access_log import AccessLog
+from jobs_service.transport.interceptors.authentication import Authentication
+from jobs_service.transport.interceptors.deadlines import Deadlines
+from jobs_service.transport.interceptors.decoding import Decoding
+from jobs_service.transport.interceptors.errors import Errors
+from jobs_service.transport.jobs_servicer import JobsServicer
+from jobs_service.transport.operations import Operations
+from jobs_service.transport.reflection import add_reflection
+
+JOBS_SERVICE: str = jobs_pb2.DESCRIPTOR.services_by_name["JobsService"].full_name
+HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+
+
+class PortTaken(Exception):
+    """The address can't be listened on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Times in seconds, see config. target: HOST:PORT."""
+
+    target: str
+    reflection: bool
+    keepalive: float
+    max_connection_age: float
+    drain_delay: float
+    drain: float
+
+    def options(self) -> list[tuple[str, int]]:
+        """Return the channel options. gRPC ignores a name that it does not know without a word."""
+        return [
+            # Or a second service would share the port silently, and get half of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            # Clients may ping as often as this, with no call in progress either.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.max_connection_age_ms", int(self.max_connection_age * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(self.drain * 1000)),
+        ]
+
+
+class Server:
+    """Serves JobsService, health and reflection on one port."""
+
+    def __init__(
+        self, settings: ServerSettings, operations: Operations, authenticator: Authenticator, health: Health
+    ) -> None:
+        self._settings = settings
+        self._operations = operations
+        self._health = health
+        self._server = grpc.aio.server(
+            interceptors=[AccessLog(), Errors(), Deadlines(), Authentication(authenticator), Decoding()],
+            options=settings.options(),
+        )
+        servicer = JobsServicer(operations, authenticator)
+        jobs_pb2_grpc.add_JobsServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
+        if settings.reflection:
+            add_reflection(self._server, [JOBS_SERVICE, HEALTH_SERVICE])
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises PortTaken."""
+        try:
+            port = self._server.add_insecure_port(self._settings.target)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise PortTaken(f"{self._settings.target} can't be listened on: is another service there?")
+        await self._health.start()
+        await self._server.start()
+        return port
+
+    async def drain(self) -> None:
+        """End in good order: health first, then no new calls, then those in progress get their answers."""
+        await self._health.drain()
+        await asyncio.sleep(self._settings.drain_delay)
+        await self._server.stop(self._settings.drain)
+        await self._operations.close()
+        self._health.close()

@@ -1,0 +1,127 @@
+"""Bearer tokens: JWTs, checked with one key, and the development key that makes them too."""
+
+import contextlib
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from jobs_service.model.caller import normalized_soeid
+from jobs_service.model.errors import CredentialsInvalid
+
+DEVELOPMENT_KEY_FILE = "development-jwt-key"
+TOKEN_SECONDS = 12 * 3600
+_MIN_SECRET_BYTES = 32
+_MIN_RSA_BITS = 2048
+
+
+class UnusableKey(Exception):
+    """A key file that can't be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKey:
+    """A key and the one algorithm that it is used with, whatever a token's header says."""
+
+    algorithm: str
+    key: Any
+
+
+def load_key(path: Path) -> TokenKey:
+    """Read a key file: a PEM public key, or a secret. Raises UnusableKey."""
+    try:
+        content = path.read_bytes().strip()
+    except OSError as error:
+        raise UnusableKey(f"{path} can't be read: {error.strerror}") from None
+    if content.startswith(b"-----BEGIN"):
+        return _public_key(path, content)
+    if len(content) < _MIN_SECRET_BYTES:
+        raise UnusableKey(f"{path} holds a secret of less than {_MIN_SECRET_BYTES} bytes")
+    return TokenKey("HS256", content)
+
+
+def _public_key(path: Path, pem: bytes) -> TokenKey:
+    # A PEM never becomes an HS256 secret: a public key is known to everybody, who could sign with it.
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise UnusableKey(f"{path} is not a PEM public key (PUBLIC KEY)") from None
+    match key:
+        case RSAPublicKey() if key.key_size >= _MIN_RSA_BITS:
+            return TokenKey("RS256", key)
+        case EllipticCurvePublicKey() if isinstance(key.curve, SECP256R1):
+            return TokenKey("ES256", key)
+        case Ed25519PublicKey():
+            return TokenKey("EdDSA", key)
+    raise UnusableKey(f"{path}: the key must be RSA of {_MIN_RSA_BITS} bits or more, P-256, or Ed25519")
+
+
+def development_key(folder: Path) -> TokenKey:
+    """Return the key in the data folder, made if there is none: 32 random bytes as hex, mode 0600."""
+    path = folder / DEVELOPMENT_KEY_FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Linked into its place when complete: two that start at once agree on one key.
+        draft = folder / f"{DEVELOPMENT_KEY_FILE}.{os.getpid()}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+        draft.unlink()
+    return load_key(path)
+
+
+class TokenVerifier:
+    """Checks signature, expiry, issuer and audience of tokens.
+
+    issuer: what `iss` must be; None: not checked. audience: what `aud` must hold; None: a token that
+    was made for some audience is refused. leeway: seconds that clocks may differ by.
+    """
+
+    def __init__(
+        self, key: TokenKey, *, issuer: str | None = None, audience: str | None = None, leeway: float = 30
+    ) -> None:
+        self._key = key
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway = leeway
+
+    def soeid(self, token: str) -> str:
+        """Return the SOEID that a token speaks for, in lower case. Raises CredentialsInvalid."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._key.key,
+                algorithms=[self._key.algorithm],
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=self._leeway,
+                options={"require": ["exp", "sub"]},
+            )
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+            # What exactly is wrong helps nobody but a forger.
+            raise CredentialsInvalid from None
+        soeid = normalized_soeid(str(claims["sub"]))
+        if soeid is None:
+            raise CredentialsInvalid
+        return soeid
+
+
+def make_token(key: TokenKey, soeid: str, *, issuer: str | None = None, audience: str | None = None) -> str:
+    """Sign a token for a SOEID that is good for 12 hours. Raises UnusableKey for a public key."""
+    if key.algorithm != "HS256":
+        raise UnusableKey("a public key can't sign tokens: ask whoever issues them")
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": soeid, "iat": now, "exp": now + TOKEN_SECONDS}
+    claims |= {name: value for name, value in (("iss", issuer), ("aud", audience)) if value}
+    return jwt.encode(claims, key.key, algorithm=key.algorithm)

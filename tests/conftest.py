@@ -1,0 +1,81 @@
+"""Fixtures for all tests: servers live as long as the run, databases and worlds as long as a test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.postgres import POSTGRES_15, PostgresServer, running_postgres
+from tests.support.service import ServiceProcess
+from tests.support.world import SECRET, World
+
+
+@pytest.fixture(scope="session")
+def postgres_18(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The wheel's Postgres 18."""
+    with running_postgres(tmp_path_factory.mktemp("postgres-18")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_15(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """Debian's PostgreSQL 15; skips by name where it is missing."""
+    if not (POSTGRES_15 / "postgres").exists():
+        pytest.skip("needs PostgreSQL 15")
+    with running_postgres(tmp_path_factory.mktemp("postgres-15"), POSTGRES_15) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["15", "18"])
+def postgres(request: pytest.FixtureRequest) -> PostgresServer:
+    """Each Postgres that we promise to run on: the oldest and the newest."""
+    server: PostgresServer = request.getfixturevalue(f"postgres_{request.param}")
+    return server
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> str:
+    """A migrated, empty database of the test's own, on each Postgres."""
+    return postgres.new_database()
+
+
+@pytest.fixture
+def stored_world(database_url: str) -> Iterator[World]:
+    """A world without a service, on each Postgres."""
+    world = World(database_url)
+    yield world
+    world.close()
+
+
+def service_settings(database_url: str, folder: Path) -> dict[str, str]:
+    """Settings for a service on this database that takes the tests' tokens."""
+    key_file = folder / "jwt-secret"
+    key_file.write_text(SECRET)
+    return {
+        "JOBS_DATABASE_URL": database_url,
+        "JOBS_JWT_KEY_FILE": str(key_file),
+        "JOBS_DATA_DIR": str(folder / "data"),
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_service(
+    postgres_18: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, ServiceProcess]]:
+    """One service for all tests that leave it as it is: its database's URL, and the process."""
+    folder = tmp_path_factory.mktemp("service")
+    url = postgres_18.new_database()
+    service = ServiceProcess(folder, service_settings(url, folder))
+    try:
+        yield url, service.started()
+    finally:
+        assert service.stop() == 0
+
+
+@pytest.fixture
+def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
+    """Users, data sets and clients of the shared service; other tests' jobs are in its database too."""
+    url, service = shared_service
+    world = World(url, service.target)
+    yield world
+    world.close()

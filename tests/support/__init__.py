@@ -1,0 +1,1 @@
+"""What tests are built from: real Postgres servers, real services, real clients."""

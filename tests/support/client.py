@@ -1,0 +1,140 @@
+"""A client as another team would write it: the stubs, a token, and the rich error decoded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from jobs.v1 import jobs_pb2, jobs_pb2_grpc
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RichError:
+    """What a refused call answered."""
+
+    code: str
+    message: str
+    reason: str
+    metadata: dict[str, str]
+    violations: dict[str, str]
+    retry_delay: timedelta | None
+
+
+class Client:
+    """Calls JobsService as one caller. Every method has a deadline, so that no test hangs."""
+
+    def __init__(self, channel: grpc.Channel, token: str | None, *, on_behalf_of: str | None = None) -> None:
+        self.stub = jobs_pb2_grpc.JobsServiceStub(channel)
+        headers = {"authorization": f"Bearer {token}" if token else None, "x-on-behalf-of": on_behalf_of}
+        self.metadata: Metadata = tuple((key, value) for key, value in headers.items() if value is not None)
+
+    def call(self, rpc: str, request: Any, *, metadata: Metadata = (), timeout: float = 30) -> Any:
+        """Call an RPC by its name."""
+        return getattr(self.stub, rpc)(request, metadata=self.metadata + metadata, timeout=timeout)
+
+    def create(self, **fields: Any) -> jobs_pb2.CreateJobResponse:
+        """CreateJob; an import on data set 1 unless the fields say otherwise."""
+        defaults: dict[str, Any] = {
+            "dataset_id": 1,
+            "run_type": jobs_pb2.RUN_TYPE_IMPORT,
+            "run_parameters": {"file_path": "landing/a.csv"},
+        }
+        response: jobs_pb2.CreateJobResponse = self.call(
+            "CreateJob", jobs_pb2.CreateJobRequest(**(defaults | fields))
+        )
+        return response
+
+    def get(self, job_id: str, view: Any = jobs_pb2.JOB_VIEW_UNSPECIFIED) -> jobs_pb2.Job:
+        """GetJob."""
+        response: jobs_pb2.GetJobResponse = self.call(
+            "GetJob", jobs_pb2.GetJobRequest(job_id=job_id, view=view)
+        )
+        return response.job
+
+    def status(self, job_id: str) -> jobs_pb2.GetJobStatusResponse:
+        """GetJobStatus."""
+        response: jobs_pb2.GetJobStatusResponse = self.call(
+            "GetJobStatus", jobs_pb2.GetJobStatusRequest(job_id=job_id)
+        )
+        return response
+
+    def cancel(self, job_id: str, reason: str = "") -> jobs_pb2.Job:
+        """CancelJob."""
+        response: jobs_pb2.CancelJobResponse = self.call(
+            "CancelJob", jobs_pb2.CancelJobRequest(job_id=job_id, reason=reason)
+        )
+        return response.job
+
+    def list(self, **fields: Any) -> jobs_pb2.ListJobsResponse:
+        """ListJobs, one page; filter is a dict of JobFilter's fields."""
+        response: jobs_pb2.ListJobsResponse = self.call("ListJobs", jobs_pb2.ListJobsRequest(**fields))
+        return response
+
+    def pages(self, **fields: Any) -> Iterator[jobs_pb2.ListJobsResponse]:
+        """ListJobs, page after page to the end."""
+        page = self.list(**fields)
+        yield page
+        while page.next_page_token:
+            page = self.list(**fields, page_token=page.next_page_token)
+            yield page
+
+
+def rich_error(error: Any) -> RichError:
+    """Decode what a refused call answered; everything that contract says of every error is checked."""
+    status = rpc_status.from_call(error)
+    assert status is not None, f"no details: {error!r}"
+    assert status.message == error.details()
+    return _decoded(error.code().name, status)
+
+
+def _decoded(code: str, status: status_pb2.Status) -> RichError:
+    infos, violations, delay = [], {}, None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            infos.append(info)
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad_request = error_details_pb2.BadRequest()
+            detail.Unpack(bad_request)
+            violations = {item.field: item.description for item in bad_request.field_violations}
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            delay = retry.retry_delay.ToTimedelta()
+    assert len(infos) == 1, "exactly one ErrorInfo"
+    assert infos[0].domain == "jobs.v1"
+    assert (code == "INVALID_ARGUMENT") == bool(violations)
+    assert (code in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}) == (delay is not None)
+    assert status.ByteSize() < 4096
+    return RichError(code, status.message, infos[0].reason, dict(infos[0].metadata), violations, delay)
+
+
+@dataclass
+class Refusal:
+    """Filled when the block of `refused` has ended."""
+
+    error: RichError | None = None
+
+    @property
+    def it(self) -> RichError:
+        """The error."""
+        assert self.error is not None
+        return self.error
+
+
+@contextmanager
+def refused(code: str, reason: str) -> Iterator[Refusal]:
+    """Expect the block to be refused with this status code and reason."""
+    refusal = Refusal()
+    with pytest.raises(grpc.RpcError) as caught:
+        yield refusal
+    refusal.error = rich_error(caught.value)
+    assert (refusal.error.code, refusal.error.reason) == (code, reason), refusal.error
