@@ -90,11 +90,9 @@ class DatasetNotFound(JobsError):
 class UserNotFound(JobsError):
     """Metadata: user_id or user_soeid."""
 
-    sentence = "There is no user {user}."
-
     def __init__(self, *, user_id: int | None = None, user_soeid: str | None = None) -> None:
-        JobsError.__init__(self, user_id=user_id, user_soeid=user_soeid)
-        self.args = (self.sentence.format(user=user_soeid if user_id is None else user_id),)
+        super().__init__(user_id=user_id, user_soeid=user_soeid)
+        self.args = (f"There is no user {user_soeid if user_id is None else user_id}.",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,7 @@ class InvalidRequest(JobsError):
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         first = violations[0]
-        JobsError.__init__(self, field=first.field, limit=first.limit)
+        super().__init__(field=first.field, limit=first.limit)
         self.violations = tuple(violations)
         self.args = (f"{first.field}: {first.description}",)
 

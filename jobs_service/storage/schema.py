@@ -1,6 +1,8 @@
 """The state of the schema: bring it up to date, and say whether this release can run on it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -45,21 +47,28 @@ def migrate(engine: Engine, *, wait_seconds: float = 600.0) -> None:
 
     Needs a direct connection (an advisory lock belongs to a session). Raises MigrationLockTimeout.
     """
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
-        # A migration may take as long as it takes; what must not wait is a lock inside of it.
-        lock.execute(text("SET statement_timeout = 0"))
+    with _session(engine.execution_options(isolation_level="AUTOCOMMIT")) as lock:
         _wait_for_lock(lock, wait_seconds)
         try:
-            with engine.connect() as connection:
-                connection.execute(text("SET statement_timeout = 0"))
-                connection.commit()
+            with _session(engine) as connection:
                 if report(connection, release="0").state is SchemaState.BEHIND:
+                    # Alembic commits each migration by itself, and only where it began.
                     connection.rollback()
                     command.upgrade(_alembic(connection), "head")
-                connection.invalidate()
         finally:
             lock.execute(select(func.pg_advisory_unlock(_LOCK_KEY)))
-            lock.invalidate()
+
+
+@contextmanager
+def _session(engine: Engine) -> Iterator[Connection]:
+    """A connection whose statements may take as long as they take."""
+    with engine.connect() as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.commit()
+        yield connection
+        connection.rollback()
+        connection.execute(text("RESET statement_timeout"))
+        connection.commit()
 
 
 def _wait_for_lock(connection: Connection, seconds: float) -> None:

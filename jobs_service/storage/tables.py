@@ -67,7 +67,8 @@ schema_info = Table(
     "schema_info",
     metadata,
     Column("only_row", Boolean, CheckConstraint("only_row", name="one_row"), primary_key=True),
-    Column("oldest_release", Text, nullable=False, comment="the oldest release that can run on this schema"),
+    # The oldest release that can run on this schema.
+    Column("oldest_release", Text, nullable=False),
 )
 
 roles = Table("roles", metadata, Column("role", Text, primary_key=True))

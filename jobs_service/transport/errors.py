@@ -4,8 +4,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
-from jobs.v1 import errors_pb2
 
+from jobs.v1 import errors_pb2
 from jobs_service.model import errors as model
 from jobs_service.model.errors import InvalidRequest, JobsError
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from jobs.v1 import jobs_pb2, jobs_pb2_grpc
-
 from jobs_service.model.caller import Caller
 from jobs_service.model.errors import CredentialsMissing
 from jobs_service.model.job import JobView

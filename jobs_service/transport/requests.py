@@ -6,8 +6,8 @@ from itertools import chain
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from jobs.v1 import jobs_pb2
 
+from jobs.v1 import jobs_pb2
 from jobs_service.core import run_parameters
 from jobs_service.core.validation import (
     DEFAULT_PAGE_SIZE,

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from jobs.v1 import jobs_pb2
 
+from jobs.v1 import jobs_pb2
 from jobs_service.model.job import Job, JobStatus, JobView, RunType
 from jobs_service.model.requests import CreateResult
 from jobs_service.model.states import TERMINAL

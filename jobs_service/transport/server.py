@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
+from jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.health import Health
 from jobs_service.transport.interceptors.access_log import AccessLog

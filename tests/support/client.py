@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
 Metadata = tuple[tuple[str, str | bytes], ...]

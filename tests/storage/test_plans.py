@@ -1,0 +1,213 @@
+"""Every statement finds its rows by an index, whoever asks: looked at with 100,000 jobs.
+
+What counts is how many rows of the jobs table a statement reads, not how long that took here.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+
+from jobs_service.model.caller import Caller
+from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
+from jobs_service.model.requests import Cursor, GetRequest, JobFilter
+from jobs_service.storage.database import Transaction
+from jobs_service.storage.job_store import JobInsert, RequestKey
+from tests.support.plans import Scan, scans_of_jobs, sent
+from tests.support.postgres import PostgresServer
+from tests.support.world import World
+
+JOBS = 100_000
+DATASETS = 2_000
+OWNERS = 500
+PAGE = 100
+
+# Data set d has about JOBS / d / 8 jobs: the first is hot, the last are rare. Owners are even. One
+# job of a hundred is still active, one of fifty was made by a program for somebody else.
+_FILL = f"""
+INSERT INTO users (user_id, soeid, role) OVERRIDING SYSTEM VALUE
+     SELECT n, 'pl' || lpad(n::text, 5, '0'), 'user' FROM generate_series(1, {OWNERS + 10}) n;
+INSERT INTO datasets (dataset_id, name) SELECT n, 'd' || n FROM generate_series(1, {DATASETS}) n;
+INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, priority, create_time,
+                  end_time, payload_bytes, run_parameters, external_id, request_id, request_hash)
+     SELECT md5(n::text)::uuid,
+            (ARRAY['IMPORT', 'SAMPLING', 'EXPLORATION', 'SQL_TRANSFORM'])[1 + n % 4],
+            CASE WHEN n % 100 = 0 THEN 'PENDING' WHEN n % 100 < 5 THEN 'FAILED' ELSE 'COMPLETED' END,
+            least({DATASETS}, greatest(1, floor(exp(random() * ln({DATASETS})))))::bigint,
+            1 + n % {OWNERS},
+            CASE WHEN n % 50 = 0 THEN {OWNERS + 1} ELSE 1 + n % {OWNERS} END,
+            0,
+            '2026-01-01Z'::timestamptz + n * interval '1 s',
+            CASE WHEN n % 100 <> 0 THEN '2026-01-01Z'::timestamptz + (n + 60) * interval '1 s' END,
+            20, '{{"file_path": "a"}}', 'ext-' || n / 10, md5('r' || n)::uuid, decode('00', 'hex')
+       FROM generate_series(1, {JOBS}) n;
+INSERT INTO dataset_permissions (user_id, dataset_id, level)
+     SELECT {OWNERS + 2}, {DATASETS} - 1, 'read'
+      UNION ALL SELECT {OWNERS + 3}, 1, 'read'
+      UNION ALL SELECT {OWNERS + 4}, n, 'read' FROM generate_series(1, {DATASETS}) n
+      UNION ALL SELECT {OWNERS + 5}, n, 'read' FROM generate_series(1000, 1049) n;
+"""
+ADMIN = None
+OWNER, CREATOR, READER_OF_RARE, READER_OF_HOT, READER_OF_ALL, READER_OF_50, STRANGER = (
+    7,
+    OWNERS + 1,
+    OWNERS + 2,
+    OWNERS + 3,
+    OWNERS + 4,
+    OWNERS + 5,
+    OWNERS + 6,
+)
+VIEWERS = {
+    "admin": ADMIN,
+    "owner without a permission": OWNER,
+    "creator": CREATOR,
+    "reader of a rare data set": READER_OF_RARE,
+    "reader of the hot data set": READER_OF_HOT,
+    "reader of every data set": READER_OF_ALL,
+    "reader of 50 data sets": READER_OF_50,
+    "stranger": STRANGER,
+}
+EVERYTHING = JobFilter()
+
+
+@dataclass
+class Full:
+    """A database with all those jobs."""
+
+    world: World
+
+    def scans(self, work: Callable[[Transaction], object]) -> list[Scan]:
+        """The scans of the jobs table in all statements that the work sends in a snapshot."""
+        database = self.world.database
+
+        def run() -> None:
+            with database.snapshot(seconds=60) as tx:
+                work(tx)
+
+        return self._explained(run)
+
+    def written(self, work: Callable[[Transaction], object]) -> list[Scan]:
+        """The same for work that writes; it is rolled back."""
+
+        def run() -> None:
+            def fail_at_the_end() -> None:
+                with self.world.database.transaction() as tx:
+                    work(tx)
+                    raise InterruptedError
+
+            with pytest.raises(InterruptedError):
+                fail_at_the_end()
+
+        return self._explained(run)
+
+    def _explained(self, run: Callable[[], None]) -> list[Scan]:
+        statements = sent(self.world.database, run)
+        assert statements
+        return [scan for one in statements for scan in scans_of_jobs(self.world.sql, one)]
+
+
+@pytest.fixture(scope="module")
+def full(postgres: PostgresServer) -> Iterator[Full]:
+    world = World(postgres.new_database())
+    for statement in _FILL.split(";\n"):
+        if statement.strip():
+            world.sql.execute(statement.encode())
+    world.sql.execute("VACUUM ANALYZE")
+    yield Full(world)
+    world.close()
+
+
+def _rows(scans: list[Scan]) -> int:
+    for scan in scans:
+        assert scan.kind != "Seq Scan", scans
+    return sum(scan.rows for scan in scans)
+
+
+def _list(
+    viewer: int | None, wanted: JobFilter = EVERYTHING, cursor: Cursor | None = None
+) -> Callable[[Transaction], object]:
+    return lambda tx: tx.job_list.newest(viewer, wanted, cursor=cursor, skip=0, limit=PAGE + 1)
+
+
+@pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
+def test_a_first_page_reads_little_for_every_kind_of_caller(full: Full, viewer: int | None) -> None:
+    # The window of 2,000, then a page for each of up to three sources and the page itself.
+    assert _rows(full.scans(_list(viewer))) < 3_500
+
+
+@pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
+def test_a_page_in_the_middle_reads_as_little(full: Full, viewer: int | None) -> None:
+    middle = Cursor(datetime(2026, 1, 1, 14, tzinfo=UTC), uuid.UUID(int=0))
+    assert _rows(full.scans(_list(viewer, EVERYTHING, middle))) < 3_500
+
+
+FILTERS = {
+    "owner": JobFilter(owner_id=OWNER),
+    "a rare data set": JobFilter(dataset_id=DATASETS - 1),
+    "external id": JobFilter(external_id="ext-77"),
+    "pending": JobFilter(statuses=frozenset({JobStatus.PENDING, JobStatus.RUNNING})),
+    "a day": JobFilter(
+        create_time_from=datetime(2026, 1, 1, 1, tzinfo=UTC),
+        create_time_to=datetime(2026, 1, 1, 2, tzinfo=UTC),
+    ),
+}
+
+
+@pytest.mark.parametrize("wanted", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("viewer", [ADMIN, OWNER, READER_OF_ALL], ids=["admin", "owner", "reader of all"])
+def test_a_filter_is_found_by_its_index(full: Full, viewer: int | None, wanted: JobFilter) -> None:
+    assert _rows(full.scans(_list(viewer, wanted))) < 4_500
+
+
+@pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
+def test_a_total_stops_at_its_cap(full: Full, viewer: int | None) -> None:
+    scans = full.scans(lambda tx: tx.job_list.total(viewer, EVERYTHING))
+    # Whoever sees everything counts the first rows there are, in no order: no index would help.
+    assert sum(scan.rows for scan in scans) < 12_000
+
+
+@pytest.mark.parametrize("view", JobView)
+def test_jobs_are_found_by_their_ids(full: Full, view: JobView) -> None:
+    job_ids = [row[0] for row in full.world.sql.execute("SELECT job_id FROM jobs LIMIT 64")]
+    caller = Caller("pl00007", OWNER)
+    scans = full.scans(lambda tx: tx.jobs.find([GetRequest(caller, job_id) for job_id in job_ids], view))
+    assert _rows(scans) <= 64
+    assert {scan.index for scan in scans} == {"pk_jobs"}
+
+
+def test_locks_and_cancels_go_by_the_primary_key(full: Full) -> None:
+    job_ids = [
+        row[0] for row in full.world.sql.execute("SELECT job_id FROM jobs WHERE end_time IS NULL LIMIT 64")
+    ]
+
+    def work(tx: Transaction) -> None:
+        tx.jobs.lock(job_ids)
+        tx.jobs.cancel(dict.fromkeys(job_ids, ("pl00007", None)))
+
+    scans = full.written(work)
+    assert _rows(scans) <= 3 * 64
+    assert {scan.index for scan in scans} == {"pk_jobs"}
+
+
+def test_request_ids_are_found_by_their_index(full: Full) -> None:
+    keys = [
+        RequestKey(row[0], row[1], row[2])
+        for row in full.world.sql.execute("SELECT owner_id, creator_id, request_id FROM jobs LIMIT 64")
+    ]
+    scans = full.scans(lambda tx: tx.jobs.by_request_ids(keys))
+    assert _rows(scans) <= 64
+    assert {scan.index for scan in scans} == {"uq_jobs_request_id"}
+
+
+def test_an_insert_reads_no_other_job(full: Full) -> None:
+    job = NewJob(
+        dataset_id=1,
+        run_type=RunType.IMPORT,
+        run_parameters={},
+        payload_bytes=2,
+        request_hash=b"0" * 32,
+        request_id=uuid.uuid4(),
+    )
+    assert full.written(lambda tx: tx.jobs.insert([JobInsert(uuid.uuid4(), 1, 1, job)])) == []
