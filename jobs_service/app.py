@@ -25,7 +25,7 @@ from jobs_service.storage.schema import SchemaReport, SchemaState
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.batcher import Limits
 from jobs_service.transport.health import Health
-from jobs_service.transport.operations import Operations
+from jobs_service.transport.operations import BATCHERS, Operations
 from jobs_service.transport.server import JOBS_SERVICE, Server, ServerSettings
 from jobs_service.transport.tokens import TokenKey, TokenVerifier, UnusableKey, development_key, load_key
 
@@ -92,7 +92,8 @@ def _database(config: Config, url: str) -> Database:
     try:
         return Database(
             url,
-            pool_size=config.database_pool_size,
+            # A connection for each thread that may want one at the same time, health's included.
+            pool_size=BATCHERS + config.list_threads + 2,
             statement_seconds=config.batch_seconds,
             lock_seconds=config.lock_seconds,
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,21 +154,25 @@ def _dataset_id(text: str) -> int:
 def _serve(config: Config, parsed: argparse.Namespace) -> ExitCode:
     def ready(port: int) -> None:
         if config.uses_development_key:
-            print(_welcome(f"{config.listen.host}:{port}"), flush=True)
+            print(_welcome(config, port), flush=True)
 
     app.serve(config, migrate=parsed.migrate, ready=ready)
     return ExitCode.OK
 
 
-def _welcome(address: str) -> str:
+def _welcome(config: Config, port: int) -> str:
     """Lines to paste: the token is made when they run, so that none is left in a terminal's history."""
     call = 'grpcurl -plaintext -H "authorization: Bearer $(.venv/bin/jobs-service token al00001)"'
+    address = f"{config.listen.host}:{port}"
     rpc = f"{address} jobs.v1.JobsService"
+    elsewhere = os.environ.get("JOBS_DATA_DIR")
     parameters = '{"dataset_id": 1, "run_type": "RUN_TYPE_IMPORT", "run_parameters": {"file_path": "a.csv"}}'
     return "\n".join(
         [
             f"Jobs Service {__version__} serves on {address}. Try:",
             "",
+            # Where the development key is, for the shell that the lines are pasted into.
+            *([f"  export JOBS_DATA_DIR={shlex.quote(elsewhere)}"] if elsewhere else []),
             f"  {call} -d '{parameters}' {rpc}/CreateJob",
             f"  {call} -d '{{\"page_size\": 10}}' {rpc}/ListJobs",
             f'  {call} -d \'{{"job_id": "JOB_ID"}}\' {rpc}/GetJob',
@@ -194,7 +199,7 @@ def _check(config: Config, _: argparse.Namespace) -> ExitCode:
 
 
 def _health(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    answer = ask_health(config.listen.target, parsed.service, seconds=3)
+    answer = ask_health(config.listen.from_here, parsed.service, seconds=3)
     print(answer)
     return ExitCode.OK if answer == "SERVING" else ExitCode.NOT_SERVING
 

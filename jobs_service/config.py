@@ -29,6 +29,12 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def from_here(self) -> str:
+        """As a client on this machine takes it: one can listen on any address, but not call any."""
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not listened on, replaced
+        return Address(local.get(self.host, self.host), self.port).target
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         try:
@@ -48,6 +54,12 @@ def _switch(text: str) -> bool:
     if text not in {"on", "off"}:
         raise ValueError("must be on or off")
     return text == "on"
+
+
+def _log_level(text: str) -> str:
+    if text not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+    return text
 
 
 def _number(lowest: float, highest: float, kind: Callable[[str], float] = float) -> Callable[[str], Any]:
@@ -101,12 +113,12 @@ class Config:
         None, Path, "The folder with the Postgres programs. Unset: the wheel's, Debian's, PATH's."
     )
     reflection: bool = _setting("on", _switch, "off: hide the API's description.")
-    database_pool_size: int = _setting(
-        "16",
-        _number(6, 1000, int),
-        "Connections to Postgres. One for each kind of batch, and one for each list at work.",
+    list_threads: int = _setting(
+        "8",
+        _number(1, 64, int),
+        "Lists that are read at the same time; more wait. The service holds as many connections to"
+        " Postgres, and 8 more.",
     )
-    list_threads: int = _setting("8", _number(1, 64, int), "Lists that are read at the same time; more wait.")
     batch_seconds: float = _setting(
         "10", _number(0.1, 600), "How long a statement of a batch may take, whoever is in it."
     )
@@ -137,7 +149,9 @@ class Config:
         " needs to notice.",
     )
     drain_seconds: float = _setting("20", _number(0, 600), "How long calls in progress may take after that.")
-    log_level: str = _setting("INFO", str, "DEBUG logs health checks too; INFO, WARNING, ERROR.")
+    log_level: str = _setting(
+        "INFO", _log_level, "DEBUG (health checks too), INFO, WARNING (no access log) or ERROR."
+    )
 
     @property
     def embedded(self) -> bool:

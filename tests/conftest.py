@@ -1,6 +1,7 @@
 """Fixtures for all tests: servers live as long as the run, databases and worlds as long as a test."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,17 @@ import pytest
 from tests.support.postgres import POSTGRES_15, PostgresServer, running_postgres
 from tests.support.service import ServiceProcess
 from tests.support.world import SECRET, World
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where every outside program must be there, a test that misses one has failed."""
+    report = yield
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    if "needs " in reason and os.environ.get("TESTS_REQUIRE_PROGRAMS"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but every program must be there: {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from jobs_service.transport.interceptors.authentication import Authentication
 from jobs_service.transport.interceptors.deadlines import Deadlines
 from jobs_service.transport.interceptors.decoding import Decoding
 from jobs_service.transport.interceptors.errors import Errors
+from jobs_service.transport.interceptors.streams import Streams
 from jobs_service.transport.jobs_servicer import JobsServicer
 from jobs_service.transport.operations import Operations
 from jobs_service.transport.reflection import add_reflection
@@ -66,8 +67,16 @@ class Server:
         self._settings = settings
         self._operations = operations
         self._health = health
+        self._streams = Streams()
         self._server = grpc.aio.server(
-            interceptors=[AccessLog(), Errors(), Deadlines(), Authentication(authenticator), Decoding()],
+            interceptors=[
+                AccessLog(),
+                Errors(),
+                Deadlines(),
+                Authentication(authenticator),
+                self._streams,
+                Decoding(),
+            ],
             options=settings.options(),
         )
         servicer = JobsServicer(operations, authenticator)
@@ -92,6 +101,7 @@ class Server:
         """End in good order: health first, then no new calls, then those in progress get their answers."""
         await self._health.drain()
         await asyncio.sleep(self._settings.drain_delay)
+        self._streams.end_all()
         await self._server.stop(self._settings.drain)
         await self._operations.close()
         self._health.close()

@@ -1,1 +1,4 @@
-"""What every call passes, from the outside in: access log, errors, deadlines, authentication, decoding."""
+"""What every call passes, from the outside in.
+
+Access log, errors, deadlines, authentication, streams, decoding.
+"""
