@@ -461,18 +461,18 @@ class JobFilter(_message.Message):
     CREATE_TIME_FROM_FIELD_NUMBER: _builtins.int
     CREATE_TIME_TO_FIELD_NUMBER: _builtins.int
     user_id: _builtins.int
-    """Optional. The owner's id. USER_NOT_FOUND if there is no such user."""
+    """Optional. The owner's id, above 0, otherwise INVALID_FIELD. USER_NOT_FOUND if there is no such user."""
     user_soeid: _builtins.str
     """Optional. The owner's SOEID: two letters and five digits in any letter case, otherwise INVALID_FIELD.
     USER_NOT_FOUND if there is no such user.
     """
     dataset_id: _builtins.int
-    """Optional. The id of the data set that the jobs work on. One that does not exist gives an empty list. Every data
-    set by default.
+    """Optional. The id of the data set that the jobs work on, above 0, otherwise INVALID_FIELD. One that does not exist
+    gives an empty list. Every data set by default.
     """
     external_id: _builtins.str
-    """Optional. The caller's own reference, letter by letter; at most 128 bytes of UTF-8 without U+0000, otherwise
-    INVALID_FIELD. One that no job has, the empty one too, gives an empty list. Any reference, or none, by default.
+    """Optional. The caller's own reference, letter by letter; 1 to 128 bytes of UTF-8 without U+0000, otherwise
+    INVALID_FIELD. One that no job has gives an empty list. Any reference, or none, by default.
     """
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___JobStatus.ValueType]:
