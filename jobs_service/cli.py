@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 from jobs_service import __version__, app
-from jobs_service.config import Config, ConfigError, check_serving, load
+from jobs_service.config import Address, Config, ConfigError, check_serving, load
 from jobs_service.core.access_service import AccessService
 from jobs_service.model.caller import Level, Role, normalized_soeid
 from jobs_service.model.errors import DatabaseUnavailable, JobsError
@@ -163,7 +163,7 @@ def _serve(config: Config, parsed: argparse.Namespace) -> ExitCode:
 def _welcome(config: Config, port: int) -> str:
     """Lines to paste: the token is made when they run, so that none is left in a terminal's history."""
     call = 'grpcurl -plaintext -H "authorization: Bearer $(.venv/bin/jobs-service token al00001)"'
-    address = f"{config.listen.host}:{port}"
+    address = Address(config.listen.host, port).target
     rpc = f"{address} jobs.v1.JobsService"
     elsewhere = os.environ.get("JOBS_DATA_DIR")
     parameters = '{"dataset_id": 1, "run_type": "RUN_TYPE_IMPORT", "run_parameters": {"file_path": "a.csv"}}'

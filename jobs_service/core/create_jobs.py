@@ -120,17 +120,18 @@ def _result(item: _Item) -> CreateResult | JobsError:
         return item.stranger
     if item.create_time is not None:
         return CreateResult(_job_as_created(item))
-    if earlier is not None and same and not job.validate_only:
+    if earlier is not None and same:
         # Whoever repeats a request may see its job, whatever has become of the permission since.
-        return CreateResult(earlier.job, replayed=True)
+        shown = _job_as_created(item) if job.validate_only else earlier.job
+        return CreateResult(shown, replayed=True, planned=job.validate_only)
     if item.denied:
         return item.denied
-    if earlier is not None and not same:
+    if earlier is not None:
         return RequestIdConflict(request_id=job.request_id, job_id=earlier.job.job_id)
     if not job.validate_only:
         # The row that stood in the way is gone again. Nothing is wrong: a rerun creates the job.
         raise TransactionRolledBack
-    return CreateResult(_job_as_created(item), replayed=same, planned=True)
+    return CreateResult(_job_as_created(item), planned=True)
 
 
 def _job_as_created(item: _Item) -> Job:

@@ -13,7 +13,7 @@ from uuid import UUID
 from jobs_service.core import permissions
 from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.permissions import Action
-from jobs_service.model.errors import JobNotCancellable, JobsError, UserNotFound
+from jobs_service.model.errors import JobNotCancellable, JobsError, RowLocked, UserNotFound
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import (
     CancelRequest,
@@ -93,18 +93,26 @@ class JobService:
         return Page(
             jobs=jobs,
             more=len(jobs) < len(found),
-            total=None if total is None else min(total, TOTAL_CAP),
-            total_capped=total is not None and total > TOTAL_CAP,
+            total=total,
+            total_capped=total == TOTAL_CAP,
         )
 
     def cancel_jobs(self, requests: Sequence[CancelRequest]) -> list[Job | JobsError]:
         """Cancel the jobs asked for: of several requests for one job the first wins.
 
         Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound, JobPermissionDenied,
-        JobNotCancellable. Raises RowLocked where another transaction holds one of the jobs too long.
+        JobNotCancellable, RowLocked where another transaction holds the job for too long.
         """
+        try:
+            return self._cancel_jobs(requests, wait=True)
+        except RowLocked:
+            # One job that is held must not keep the others waiting for the same lock again.
+            return self._cancel_jobs(requests, wait=False)
+
+    def _cancel_jobs(self, requests: Sequence[CancelRequest], *, wait: bool) -> list[Job | JobsError]:
         with self._database.transaction() as tx:
-            jobs = tx.jobs.lock([request.job_id for request in requests])
+            found = tx.jobs.lock([request.job_id for request in requests], wait=wait)
+            jobs = found.jobs
             questions = [_about_job(request, jobs.get(request.job_id)) for request in requests]
             standings = tx.access.standings(questions)
             winners: dict[UUID, CancelRequest] = {}
@@ -115,6 +123,8 @@ class JobService:
                     job = permissions.require_job(
                         Action.CANCEL, request.caller, standing, jobs.get(request.job_id), request.job_id
                     )
+                    if job.job_id not in found.locked:
+                        raise RowLocked
                     _require_cancellable(job, winners.get(job.job_id))
                     winners[job.job_id] = request
                     results.append(job)

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterator
-from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -16,6 +15,8 @@ from jobs_service.model.paths import field_path
 ROOT = "run_parameters"
 MAX_BYTES = 256 * 1024
 """As compact JSON."""
+MAX_STORED_BYTES = 4 * MAX_BYTES
+"""As Postgres writes JSONB, which knows no exponents: 1e308 takes 309 digits there."""
 MAX_LEVELS = 16
 """The object itself is level 1."""
 
@@ -42,17 +43,25 @@ def _check_value(value: Any, path: _Path) -> Iterator[Violation]:
         yield Violation(field_path(ROOT, path), "must be a finite number")
 
 
+def digits_left_out(value: Any) -> int:
+    """Return about how many digits the exponents in a JSON value stand for."""
+    if isinstance(value, float):
+        return abs(int(math.log10(abs(value)))) if value and math.isfinite(value) else 0
+    if isinstance(value, dict):
+        return sum(map(digits_left_out, value.values()))
+    return sum(map(digits_left_out, value)) if isinstance(value, list) else 0
+
+
 def check_schema(run_type: RunType, parameters: JsonObject) -> Iterator[Violation]:
     """Yield what the run type's JSON Schema says against the parameters, one for each place."""
     seen: set[str] = set()
-    for error in _validator(run_type).iter_errors(parameters):
+    for error in _VALIDATORS[run_type].iter_errors(parameters):
         violation = _of_schema(error)
         if violation.field not in seen:
             seen.add(violation.field)
             yield violation
 
 
-@cache
 def schema(run_type: RunType) -> dict[str, Any]:
     """Return the JSON Schema of a run type's parameters."""
     file = resources.files("jobs.v1") / "run_parameters" / f"{run_type.value.lower()}.schema.json"
@@ -60,9 +69,8 @@ def schema(run_type: RunType) -> dict[str, Any]:
     return loaded
 
 
-@cache
-def _validator(run_type: RunType) -> Draft202012Validator:
-    return Draft202012Validator(schema(run_type))
+# Read at start: a schema that is missing or broken must not show in a call.
+_VALIDATORS = {run_type: Draft202012Validator(schema(run_type)) for run_type in RunType}
 
 
 def _of_schema(error: ValidationError) -> Violation:

@@ -45,7 +45,7 @@ class JobDraft:
     request_id: str = ""
     validate_only: bool = False
     violations: list[Violation] = field(default_factory=list)
-    """What the conversion found already."""
+    """What is wrong with run_parameters so that they could not even be converted."""
 
 
 def checked_job(draft: JobDraft, *, owner_id: int | None) -> NewJob:
@@ -58,13 +58,16 @@ def checked_job(draft: JobDraft, *, owner_id: int | None) -> NewJob:
     encoded = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS)
     if len(encoded) > run_parameters.MAX_BYTES:
         raise PayloadTooLarge([parameters_too_large()])
+    stored_bytes = len(encoded) + run_parameters.digits_left_out(parameters)
+    if stored_bytes > run_parameters.MAX_STORED_BYTES:
+        raise PayloadTooLarge([_parameters_too_large_written_out()])
     refuse_any(chain(draft.violations, _check_draft(draft, owner_id)))
     assert draft.run_type is not None  # noqa: S101 - refused above; for the type checker
     return NewJob(
         dataset_id=draft.dataset_id,
         run_type=draft.run_type,
         run_parameters=parameters,
-        payload_bytes=len(encoded),
+        payload_bytes=stored_bytes,
         request_hash=_request_hash(draft, encoded),
         source_commit_id=draft.source_commit_id.lower() or None,
         description=draft.description or None,
@@ -81,11 +84,20 @@ def parameters_too_large() -> Violation:
     return Violation(run_parameters.ROOT, f"is larger than {limit} bytes as compact JSON", limit)
 
 
+def _parameters_too_large_written_out() -> Violation:
+    limit = run_parameters.MAX_STORED_BYTES
+    return Violation(run_parameters.ROOT, f"is larger than {limit} bytes with its numbers written out", limit)
+
+
 def refuse_any(violations: Iterator[Violation]) -> None:
-    """Raise InvalidRequest if there is any violation, with the first MAX_VIOLATIONS."""
-    found = list(islice(violations, MAX_VIOLATIONS))
+    """Raise InvalidRequest if there is any violation: one for each field, at most MAX_VIOLATIONS."""
+    found: dict[str, Violation] = {}
+    for violation in violations:
+        found.setdefault(violation.field, violation)
+        if len(found) == MAX_VIOLATIONS:
+            break
     if found:
-        raise InvalidRequest(found)
+        raise InvalidRequest(list(found.values()))
 
 
 def _check_draft(draft: JobDraft, owner_id: int | None) -> Iterator[Violation]:
@@ -106,7 +118,8 @@ def _check_draft(draft: JobDraft, owner_id: int | None) -> Iterator[Violation]:
 def _check_parameters(draft: JobDraft, owner_id: int | None) -> Iterator[Violation]:
     parameters = draft.run_parameters
     if parameters is None:
-        yield Violation(run_parameters.ROOT, "is required")
+        if not draft.violations:
+            yield Violation(run_parameters.ROOT, "is required")
         return
     unusable = list(islice(run_parameters.check_json(parameters), MAX_VIOLATIONS))
     yield from unusable

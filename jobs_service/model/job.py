@@ -47,7 +47,7 @@ class NewJob:
 
     source_commit_id, description, external_id: None when not given.
     run_parameters: integral numbers are ints, at most 256 KiB as compact JSON.
-    payload_bytes: the size of run_parameters as compact JSON.
+    payload_bytes: the size of run_parameters as JSON with all digits of its numbers.
     request_hash: 32 bytes, over the fields that are set; see core.request_hash.
     """
 
@@ -81,7 +81,7 @@ class Job:
     creator_soeid is None unless another than the owner made the job.
     progress: {percent, message, details} as JSON, None before the first report.
     run_parameters, output_summary: None when the view left them out.
-    payload_bytes: both of them together as compact JSON.
+    payload_bytes: both of them together as JSON with all digits of their numbers.
     """
 
     job_id: UUID

@@ -86,7 +86,7 @@ class Page:
     """Jobs in list order. more: there are jobs after the last one.
 
     total: visible jobs that match the filter, at most TOTAL_CAP; None when not asked for.
-    total_capped: there are more than that.
+    total_capped: that is where the count stopped; there may be more.
     """
 
     jobs: list[Job]

@@ -16,6 +16,7 @@ from jobs_service.storage.event_store import EventStore
 from jobs_service.storage.job_list import JobList
 from jobs_service.storage.job_store import JobStore
 from jobs_service.storage.schema import SchemaReport, report
+from jobs_service.storage.watchdog import Watchdog
 
 _CONNECT_ARGUMENTS = {
     # A dead network is noticed within seconds; without these libpq waits for the kernel's hours.
@@ -28,6 +29,7 @@ _CONNECT_ARGUMENTS = {
     "client_encoding": "utf8",
     "application_name": "jobs-service",
 }
+_GRACE_SECONDS = 2.0
 _READ_SETTINGS = select(
     func.set_config("statement_timeout", bindparam("milliseconds"), True),
     # A plan made for any caller is a bad one for most: few data sets or thousands, owner or reader.
@@ -54,6 +56,8 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int, statement_seconds: float, lock_seconds: float) -> None:
         self._pool_size = pool_size
+        self._batch_seconds = statement_seconds
+        self._watchdog = Watchdog()
         self._engine = _engine(normalized_url(url), pool_size, statement_seconds, lock_seconds)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._read_only = self._engine.execution_options(
@@ -72,7 +76,7 @@ class Database:
         Raises TransactionRolledBack where surely nothing was written and a rerun may succeed,
         DatabaseUnavailable where the database is away or COMMIT got no answer, RowLocked, Overloaded.
         """
-        with self._connection(self._engine) as connection:
+        with self._connection(self._engine, self._batch_seconds) as connection:
             with driver_errors.in_statement():
                 yield Transaction(connection)
             with driver_errors.in_commit():
@@ -81,7 +85,10 @@ class Database:
     @contextmanager
     def one_statement(self) -> Iterator[Transaction]:
         """For a read of one statement, which is its own transaction without BEGIN and COMMIT."""
-        with self._connection(self._autocommit) as connection, driver_errors.in_statement():
+        with (
+            self._connection(self._autocommit, self._batch_seconds) as connection,
+            driver_errors.in_statement(),
+        ):
             yield Transaction(connection)
 
     @contextmanager
@@ -90,13 +97,16 @@ class Database:
 
         Raises DeadlineExceeded when one takes longer.
         """
-        with self._connection(self._read_only) as connection, driver_errors.in_timed_read():
+        with self._connection(self._read_only, seconds) as connection, driver_errors.in_timed_read():
             connection.execute(_READ_SETTINGS, {"milliseconds": str(max(1, int(seconds * 1000)))})
             yield Transaction(connection)
 
     def schema_report(self, *, release: str) -> SchemaReport:
         """Ask the database which schema it has. Raises DatabaseUnavailable."""
-        with self._connection(self._autocommit) as connection, driver_errors.in_statement():
+        with (
+            self._connection(self._autocommit, self._batch_seconds) as connection,
+            driver_errors.in_statement(),
+        ):
             return report(connection, release=release)
 
     def close(self) -> None:
@@ -104,15 +114,29 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def _connection(self, engine: Engine) -> Iterator[Connection]:
+    def _connection(self, engine: Engine, seconds: float) -> Iterator[Connection]:
         try:
             connection = engine.connect()
         except PoolTimeout:
             raise Overloaded(limit=self._pool_size) from None
         except DBAPIError as error:
             raise driver_errors.of_connect(error) from error
-        with connection:
-            yield connection
+        try:
+            # The database's own limit comes first, while there is a database.
+            with self._watchdog.watching(connection, seconds + _GRACE_SECONDS):
+                yield connection
+        finally:
+            _close(connection)
+
+
+def _close(connection: Connection) -> None:
+    """Give the connection back. What its block did has been decided by then: no error changes that."""
+    try:
+        connection.close()
+    except DBAPIError:
+        # The rollback found the connection lost.
+        connection.invalidate()
+        connection.close()
 
 
 def normalized_url(url: str) -> URL:

@@ -178,7 +178,8 @@ def _made_for_others() -> ColumnElement[bool]:
 @lru_cache(maxsize=1024)
 def _page(keys: Any, shape: _Shape, view: JobView) -> Select[Any]:
     """The rows of a page in order, from the keys that the function finds, less those skipped."""
-    key = keys(shape).offset(bindparam("skip", type_=Integer)).subquery("key")
+    page = keys(shape).limit(bindparam("limit", type_=Integer)).offset(bindparam("skip", type_=Integer))
+    key = page.subquery("key")
     rows = select(*COLUMNS[view]).select_from(with_names(key.join(jobs, jobs.c.job_id == key.c.job_id)))
     return rows.order_by(*_order(key))
 
@@ -193,12 +194,12 @@ def _visible_matching(shape: _Shape) -> Select[Any]:
 
 @lru_cache(maxsize=1024)
 def _count(shape: _Shape, *, everything: bool) -> Select[Any]:
-    """How many there are; stops one above the cap."""
+    """How many there are; stops at the cap."""
     matching = _matching(shape)
-    beyond = literal(TOTAL_CAP + 1)
+    cap = literal(TOTAL_CAP)
     if everything or shape.narrow:
         visible = [] if everything else [_visible()]
-        found = select(literal(1)).select_from(jobs).where(*visible, *matching).limit(beyond)
+        found = select(literal(1)).select_from(jobs).where(*visible, *matching).limit(cap)
         return select(func.count()).select_from(found.subquery())
     # Three parts that share no row, so that nothing has to be sorted or hashed to count them.
     # The limit within each data set is what makes the planner use that data set's index.
@@ -210,7 +211,7 @@ def _count(shape: _Shape, *, everything: bool) -> Select[Any]:
             jobs.c.creator_id != _viewer,
             *matching,
         )
-        .limit(beyond)
+        .limit(cap)
         .lateral("in_dataset")
     )
     parts = union_all(
@@ -220,7 +221,7 @@ def _count(shape: _Shape, *, everything: bool) -> Select[Any]:
         .select_from(dataset_permissions.join(in_dataset, true()))
         .where(dataset_permissions.c.user_id == _viewer),
     )
-    return select(func.count()).select_from(parts.limit(beyond).subquery())
+    return select(func.count()).select_from(parts.limit(cap).subquery())
 
 
 _payload_ids = bindparam("job_ids", type_=ARRAY(Uuid))
@@ -245,6 +246,7 @@ class JobList:
             "after_time": after.create_time,
             "after_id": after.job_id,
             "depth": skip + limit,
+            "limit": limit,
             "skip": skip,
         }
 
@@ -260,7 +262,7 @@ class JobList:
         return found if len(found) == limit else page(_from_each_index)
 
     def total(self, viewer: int | None, wanted: JobFilter) -> int:
-        """Count the jobs that newest would give without a limit; TOTAL_CAP + 1 means more than that."""
+        """Count the jobs that newest would give without a limit; TOTAL_CAP means that many or more."""
         statement = _count(_Shape.of(wanted), everything=viewer is None)
         return int(self._connection.execute(statement, _values(viewer, wanted)).scalar_one())
 

@@ -46,6 +46,14 @@ class FoundJob:
 
 
 @dataclass(frozen=True, slots=True)
+class LockedJobs:
+    """Jobs as read, and the ids of those that are locked."""
+
+    jobs: dict[UUID, Job]
+    locked: frozenset[UUID]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestKey:
     """What makes a request_id unique."""
 
@@ -143,6 +151,7 @@ _job_ids = bindparam("job_ids", type_=ARRAY(Uuid))
 _LOCK = (
     select(jobs.c.job_id).where(jobs.c.job_id == func.any(_job_ids)).order_by(jobs.c.job_id).with_for_update()
 )
+_LOCK_FREE = _LOCK.with_for_update(skip_locked=True)
 _BY_ID = (
     select(*COLUMNS[JobView.FULL]).select_from(with_names(jobs)).where(jobs.c.job_id == func.any(_job_ids))
 )
@@ -217,15 +226,17 @@ class JobStore:
             for row in self._connection.execute(_FIND[view], rows(asked))
         ]
 
-    def lock(self, job_ids: Collection[UUID]) -> dict[UUID, Job]:
+    def lock(self, job_ids: Collection[UUID], *, wait: bool) -> LockedJobs:
         """Lock these jobs in the order of their ids and return them as they then are.
 
-        Unknown ids are left out. Raises RowLocked after the lock limit.
+        Unknown ids are left out. wait: for a job that another transaction holds, which raises
+        RowLocked after the lock limit; else that job is only read.
         """
         parameters = {"job_ids": sorted(set(job_ids))}
-        self._connection.execute(_LOCK, parameters)
+        locked = self._connection.execute(_LOCK if wait else _LOCK_FREE, parameters).scalars()
         # Read after the locks: a row that was waited for is seen as its last writer left it.
-        return {row.job_id: job_of(row) for row in self._connection.execute(_BY_ID, parameters)}
+        jobs_read = self._connection.execute(_BY_ID, parameters)
+        return LockedJobs({row.job_id: job_of(row) for row in jobs_read}, frozenset(locked))
 
     def cancel(
         self, cancellations: Mapping[UUID, tuple[str, str | None]]

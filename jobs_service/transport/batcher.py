@@ -110,9 +110,9 @@ class Batcher(Generic[Item, Result]):
                 outcomes: Sequence[Result | Exception]
                 try:
                     outcomes = await loop.run_in_executor(self._executor, self._attempt, items)
-                except RuntimeError as error:
+                except (RuntimeError, asyncio.CancelledError):
                     # The executor is shut: nobody may wait for ever because of it.
-                    outcomes = [error] * len(items)
+                    outcomes = [ShuttingDown()] * len(items)
                 for waiting, outcome in zip(batch, outcomes, strict=True):
                     if not waiting.outcome.done():
                         waiting.outcome.set_result(outcome)
@@ -149,7 +149,6 @@ def run_split(
     """
     try:
         results = run_again(lambda: run(items))
-        return [result for _, result in zip(items, results, strict=True)]
     except (DatabaseUnavailable, Overloaded) as error:
         # Perhaps committed, perhaps not: to run any part of it again could do it twice.
         return [error] * len(items)
@@ -159,6 +158,11 @@ def run_split(
         if time.monotonic() > give_up:
             return [DatabaseUnavailable()] * len(items)
         _log.warning("a batch is split", extra={"fields": {"rows": len(items), "error": repr(error)}})
+    else:
+        if len(results) == len(items):
+            return list(results)
+        # Done is done: to split it now would do it again.
+        return [RuntimeError(f"{len(items)} items gave {len(results)} results")] * len(items)
     half = len(items) // 2
     return [
         *run_split(run, items[:half], give_up=give_up),

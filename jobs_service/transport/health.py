@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import OVERALL_HEALTH
@@ -14,6 +15,26 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _log = logging.getLogger(__name__)
+
+
+class _Servicer(health_aio.HealthServicer):
+    """grpcio's, and List, which that one knows but does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listed: dict[str, Any] = {}
+
+    async def set(self, service: str, status: Any) -> None:
+        """Set the answer for a service."""
+        self._listed[service] = status
+        await super().set(service, status)
+
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answer the health of every service."""
+        statuses = {
+            name: health_pb2.HealthCheckResponse(status=status) for name, status in self._listed.items()
+        }
+        return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
 
 
 class Health:
@@ -30,7 +51,7 @@ class Health:
         every: float = 1.0,
         patience: float = 5.0,
     ) -> None:
-        self.servicer = health_aio.HealthServicer()
+        self.servicer = _Servicer()
         self._names = (OVERALL_HEALTH, *services)
         self._is_ready = is_ready
         self._every = every

@@ -65,8 +65,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     ) -> jobs_pb2.GetJobResponse:
         """Show a job."""
         call, caller = _current()
-        wanted = requests.get_request(caller, request.job_id)
-        view = requests.view_of(request.view, default=JobView.FULL)
+        wanted, view = requests.get_request_and_view(caller, request)
         job = await self._operations.get(wanted, view, call)
         return await _converted(
             job.payload_bytes, lambda: jobs_pb2.GetJobResponse(job=responses.to_message(job, view))

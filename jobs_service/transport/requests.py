@@ -27,6 +27,7 @@ from jobs_service.core.validation import (
 from jobs_service.model.caller import Caller, normalized_soeid
 from jobs_service.model.errors import PayloadTooLarge, Violation
 from jobs_service.model.job import JobStatus, JobView, RunType
+from jobs_service.model.paths import field_path
 from jobs_service.model.requests import CancelRequest, CreateRequest, GetRequest, JobFilter
 from jobs_service.transport import structs
 
@@ -53,9 +54,9 @@ def create_request(caller: Caller, request: jobs_pb2.CreateJobRequest) -> Create
     if request.HasField("run_parameters"):
         try:
             parameters = structs.to_json(request.run_parameters)
-        except structs.NoValue:
-            parameters = {}
-            violations.append(Violation(run_parameters.ROOT, "holds a Value without a kind"))
+        except structs.NoValue as missing:
+            path = field_path(run_parameters.ROOT, missing.path)
+            violations.append(Violation(path, "is a Value without a kind"))
     draft = JobDraft(
         dataset_id=request.dataset_id,
         run_type=RUN_TYPES.get(request.run_type),
@@ -77,12 +78,15 @@ def get_request(caller: Caller, job_id: str) -> GetRequest:
     return GetRequest(caller, UUID(job_id))
 
 
+def get_request_and_view(caller: Caller, request: jobs_pb2.GetJobRequest) -> tuple[GetRequest, JobView]:
+    """Return which job is asked for and how much of it. Raises InvalidRequest."""
+    refuse_any(chain(check_uuid("job_id", request.job_id), _check_view(request.view)))
+    return GetRequest(caller, UUID(request.job_id)), view_of(request.view, default=JobView.FULL)
+
+
 def view_of(view: int, *, default: JobView) -> JobView:
-    """Return the view asked for. Raises InvalidRequest for an unknown one."""
-    if view == jobs_pb2.JOB_VIEW_UNSPECIFIED:
-        return default
-    refuse_any(_check_view(view))
-    return VIEWS[view]
+    """Return the view asked for; it has been checked."""
+    return VIEWS.get(view, default)
 
 
 def cancel_request(caller: Caller, request: jobs_pb2.CancelJobRequest) -> CancelRequest:
@@ -184,4 +188,9 @@ def _moment(timestamp: Timestamp) -> datetime:
     """Rounded up to a microsecond: no job's time lies between that and the nanoseconds given."""
     if not 0 <= timestamp.nanos <= 999_999_999:
         raise ValueError("nanos")
-    return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=-(-timestamp.nanos // 1000))
+    second = _EPOCH + timedelta(seconds=timestamp.seconds)
+    # The last microsecond of all has none above it.
+    return (
+        min(datetime.max.replace(tzinfo=UTC) - second, timedelta(microseconds=-(-timestamp.nanos // 1000)))
+        + second
+    )

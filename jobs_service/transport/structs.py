@@ -1,5 +1,6 @@
 """google.protobuf.Struct as Python values and back."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -11,7 +12,16 @@ _EXACT = 2**53
 
 
 class NoValue(Exception):
-    """A Value without any kind: valid protobuf, but no JSON."""
+    """A Value without any kind: valid protobuf, but no JSON. path: where it is, from the Struct down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path: list[str | int] = []
+
+    def within(self, part: str | int) -> "NoValue":
+        """Return this, one level further up."""
+        self.path.insert(0, part)
+        return self
 
 
 def to_json(struct: struct_pb2.Struct) -> JsonObject:
@@ -19,7 +29,23 @@ def to_json(struct: struct_pb2.Struct) -> JsonObject:
 
     Raises NoValue. NaN and infinities stay floats: whoever takes the object checks it.
     """
-    return {key: _to_value(value) for key, value in struct.fields.items()}
+    result = {}
+    for key, value in struct.fields.items():
+        try:
+            result[key] = _to_value(value)
+        except NoValue as missing:
+            raise missing.within(key) from None
+    return result
+
+
+def _to_list(values: Iterable[struct_pb2.Value]) -> list[Any]:
+    result = []
+    for index, value in enumerate(values):
+        try:
+            result.append(_to_value(value))
+        except NoValue as missing:
+            raise missing.within(index) from None
+    return result
 
 
 def _to_value(value: struct_pb2.Value) -> Any:
@@ -35,7 +61,7 @@ def _to_value(value: struct_pb2.Value) -> Any:
         case "struct_value":
             return to_json(value.struct_value)
         case "list_value":
-            return [_to_value(item) for item in value.list_value.values]
+            return _to_list(value.list_value.values)
     raise NoValue
 
 

@@ -39,18 +39,42 @@ class TokenKey:
 def load_key(path: Path) -> TokenKey:
     """Read a key file: a PEM public key, or a secret. Raises UnusableKey."""
     try:
-        content = path.read_bytes().strip()
+        content = path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
         raise UnusableKey(f"{path} can't be read: {error.strerror}") from None
-    if content.startswith(b"-----BEGIN"):
+    if b"-----BEGIN" in content:
         return _public_key(path, content)
+    if _looks_like_a_key(content):
+        raise UnusableKey(f"{path} is neither a PEM public key nor a secret")
     if len(content) < _MIN_SECRET_BYTES:
         raise UnusableKey(f"{path} holds a secret of less than {_MIN_SECRET_BYTES} bytes")
     return TokenKey("HS256", content)
 
 
+def _looks_like_a_key(content: bytes) -> bool:
+    """Whether this is a key, or a PEM, in another form than ours.
+
+    Taken for an HS256 secret it would let everybody sign who knows it, and public keys are known.
+    """
+    # Without the zeros of UTF-16 and the marks before any UTF.
+    text = content.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+    if b"-----BEGIN" in text or text.startswith((b"ssh-", b"ecdsa-", b"sk-", b"{", b"[")):
+        return True
+    # A DER is one SEQUENCE that holds all the rest; 2**-16 of all random secrets would look like it.
+    return content[:1] == b"\x30" and _der_length(content) == len(content)
+
+
+def _der_length(content: bytes) -> int:
+    """The length that the header of a DER value claims for all of it; 0 where there is no header."""
+    if len(content) < 2:
+        return 0
+    if content[1] < 0x80:
+        return 2 + content[1]
+    size = content[1] & 0x7F
+    return 2 + size + int.from_bytes(content[2 : 2 + size], "big")
+
+
 def _public_key(path: Path, pem: bytes) -> TokenKey:
-    # A PEM never becomes an HS256 secret: a public key is known to everybody, who could sign with it.
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):

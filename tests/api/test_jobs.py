@@ -3,8 +3,8 @@
 import uuid
 
 import pytest
-from jobs.v1 import jobs_pb2
 
+from jobs.v1 import jobs_pb2
 from jobs_service.model.caller import Level, Role
 from tests.support.client import refused
 from tests.support.world import World

@@ -183,7 +183,7 @@ def test_locks_and_cancels_go_by_the_primary_key(full: Full) -> None:
     ]
 
     def work(tx: Transaction) -> None:
-        tx.jobs.lock(job_ids)
+        tx.jobs.lock(job_ids, wait=True)
         tx.jobs.cancel(dict.fromkeys(job_ids, ("pl00007", None)))
 
     scans = full.written(work)

@@ -35,8 +35,8 @@ class JobsServiceStub(object):
     then has exactly that user's permissions; a job it creates belongs to that user and names the caller as
     its creator. One's own SOEID is allowed to everybody and changes nothing. A text that is no SOEID is
     INVALID_FIELD.
-    - x-correlation-id: any text that the logs shall carry. It comes back with the answer; without one the
-    service makes one.
+    - x-correlation-id: an id that the logs shall carry, 1 to 128 letters, digits or ._:/+=@- signs. It comes back
+    with the answer; the service makes one where there is none, or one that is no such id.
     A SOEID is two letters and five digits. Any letter case is taken in, lower case is given back.
 
     Permissions on a data set are read, write and admin; each one includes those before it. A caller of role
@@ -89,8 +89,8 @@ class JobsServiceServicer(object):
     then has exactly that user's permissions; a job it creates belongs to that user and names the caller as
     its creator. One's own SOEID is allowed to everybody and changes nothing. A text that is no SOEID is
     INVALID_FIELD.
-    - x-correlation-id: any text that the logs shall carry. It comes back with the answer; without one the
-    service makes one.
+    - x-correlation-id: an id that the logs shall carry, 1 to 128 letters, digits or ._:/+=@- signs. It comes back
+    with the answer; the service makes one where there is none, or one that is no such id.
     A SOEID is two letters and five digits. Any letter case is taken in, lower case is given back.
 
     Permissions on a data set are read, write and admin; each one includes those before it. A caller of role
@@ -264,8 +264,8 @@ class JobsService(object):
     then has exactly that user's permissions; a job it creates belongs to that user and names the caller as
     its creator. One's own SOEID is allowed to everybody and changes nothing. A text that is no SOEID is
     INVALID_FIELD.
-    - x-correlation-id: any text that the logs shall carry. It comes back with the answer; without one the
-    service makes one.
+    - x-correlation-id: an id that the logs shall carry, 1 to 128 letters, digits or ._:/+=@- signs. It comes back
+    with the answer; the service makes one where there is none, or one that is no such id.
     A SOEID is two letters and five digits. Any letter case is taken in, lower case is given back.
 
     Permissions on a data set are read, write and admin; each one includes those before it. A caller of role

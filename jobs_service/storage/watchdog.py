@@ -1,0 +1,68 @@
+"""Ends waits for a database that has stopped answering without closing its connections.
+
+Timeouts within Postgres need a Postgres that runs, those of TCP a network that is cut. A server that
+is frozen, or whose disk hangs, would keep a thread of ours for ever.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import psycopg
+from sqlalchemy import Connection
+
+_POLL_SECONDS = 0.25
+
+
+class Watchdog:
+    """Shuts the socket of a connection that is in use for too long; whoever waits on it gets an error."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._deadlines: dict[psycopg.Connection, float] = {}
+        self._work = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watching(self, connection: Connection, seconds: float) -> Iterator[None]:
+        """Give the block these seconds."""
+        # The driver's connection, now: asked of a connection that was lost it would connect anew.
+        driver = cast(psycopg.Connection, connection.connection.driver_connection)
+        with self._lock:
+            self._deadlines[driver] = time.monotonic() + seconds
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+        self._work.set()
+        try:
+            yield
+        finally:
+            # Under the lock: a connection that is back in the pool must not be shut any more.
+            with self._lock:
+                self._deadlines.pop(driver, None)
+
+    def _watch(self) -> None:
+        while True:
+            self._work.wait()
+            with self._lock:
+                now = time.monotonic()
+                for driver in [driver for driver, end in self._deadlines.items() if end <= now]:
+                    del self._deadlines[driver]
+                    _shut(driver)
+                if not self._deadlines:
+                    self._work.clear()
+            time.sleep(_POLL_SECONDS)
+
+
+def _shut(driver: psycopg.Connection) -> None:
+    # The driver keeps its descriptor: it finds the end of the stream there, and closes it itself.
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(driver.fileno())) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)

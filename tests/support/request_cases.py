@@ -1,0 +1,249 @@
+"""Every field of every request of JobsService, each with values that it must take or refuse."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from tests.support.judge import METHODS, tagged, varint
+
+INT32 = (-(2**31), 2**31 - 1)
+INT64 = (-(2**63), 2**63 - 1)
+UUID = "0198a7c2-7d3e-7b41-9c55-3f6d2a1b4c8e"
+
+BAD_UUIDS = {
+    "in braces": f"{{{UUID}}}",
+    "as a URN": f"urn:uuid:{UUID}",
+    "without hyphens": UUID.replace("-", ""),
+    "of 35 characters": UUID[:-1],
+    "of 37 characters": UUID + "0",
+    "with a letter that is no digit": UUID[:-1] + "g",
+    "with full-width digits": UUID.replace("0", "\uff10"),
+    "with Arabic digits": UUID.replace("3", "\u0663"),
+    "with hyphens elsewhere": UUID.replace("-", "", 1)[:20] + "-" + UUID.replace("-", "", 1)[20:],
+    "with spaces around": f" {UUID[1:-1]} ",
+    "with a line's end": UUID + "\n",
+    "with a NUL": UUID[:-1] + "\0",
+    "that is SQL": "' OR 1=1 --",
+    "of a megabyte": "a" * 2**20,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A value of one field. fields: set in a request that is good otherwise; wire: bytes put after it.
+
+    wrong: the path that is refused, None where the call passes validation; code and reason of the
+    answer; limit: what the metadata say about it.
+    """
+
+    path: str
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    wrong: str | None = None
+    code: str = "OK"
+    reason: str = ""
+    limit: int | None = None
+    wire: bytes = b""
+
+    @property
+    def rpc(self) -> str:
+        """The method's name."""
+        return self.path.partition(".")[0]
+
+    def __str__(self) -> str:
+        """The name of the test."""
+        return f"{self.path}: {self.name}"
+
+
+def bad(path: str, name: str, value: Any, *, at: str = "", **more: Any) -> Case:
+    """A value of the field that is INVALID_FIELD; at: the place in it, where that is a part."""
+    inner = path.partition(".")[2]
+    answer = {"code": "INVALID_ARGUMENT", "reason": "INVALID_FIELD"} | more
+    return Case(path, name, nested(inner, value), inner + at, **answer)
+
+
+def good(path: str, name: str, value: Any, **more: Any) -> Case:
+    """A value that the field takes; more: what the call answers all the same."""
+    return Case(path, name, nested(path.partition(".")[2], value), **more)
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """{"filter": {"user_id": value}} for "filter.user_id"."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    result: dict[str, Any] = value
+    return result
+
+
+def request_fields() -> Iterator[tuple[str, FieldDescriptor, list[FieldDescriptor]]]:
+    """Every field of every request: "ListJobs.filter.user_id", it, and the messages around it."""
+    for name, method in METHODS.items():
+        yield from _fields(name, method.input_type, [])
+
+
+def _fields(
+    path: str, message: Descriptor, around: list[FieldDescriptor]
+) -> Iterator[tuple[str, FieldDescriptor, list[FieldDescriptor]]]:
+    for each in message.fields:
+        here = f"{path}.{each.name}"
+        yield here, each, around
+        inner = each.message_type
+        if inner is not None and inner.full_name.startswith("jobs.v1."):
+            yield from _fields(here, inner, [*around, each])
+
+
+def _texts(path: str, limit: int, alphabet: str = "x\u00e9\u20ac\U0001f600") -> Iterator[Case]:
+    for letter in alphabet:
+        width = len(letter.encode())
+        full = letter * (limit // width) + "x" * (limit % width)
+        yield good(path, f"{limit} bytes of {width}-byte letters", full)
+        yield bad(path, f"one byte over {limit}, {width}-byte letters", full + "x", limit=limit)
+        yield bad(path, f"one {width}-byte letter over {limit}", full[1:] + letter * 2, limit=limit)
+    yield bad(path, "a NUL", "a\0b")
+    yield bad(path, "a megabyte", "x" * 2**20, limit=limit)
+
+
+def _uuids(path: str, unknown: dict[str, Any]) -> Iterator[Case]:
+    for name, text in BAD_UUIDS.items():
+        yield bad(path, f"a UUID {name}", text)
+    for name, text in (
+        ("upper case", UUID.upper()),
+        ("all zeros", "0" * 8 + "-0000" * 3 + "-" + "0" * 12),
+        ("all ones", "f" * 8 + "-ffff" * 3 + "-" + "f" * 12),
+    ):
+        yield good(path, f"a UUID in {name}", text, **unknown)
+
+
+def _numbers(
+    path: str, lowest: int, highest: int, kind: tuple[int, int], *, limit: int | None = None
+) -> Iterator[Case]:
+    for value in {lowest, highest}:
+        yield good(path, f"{value}, the edge", value)
+    for value in sorted({lowest - 1, kind[0], highest + 1, kind[1]}):
+        if not lowest <= value <= highest and kind[0] <= value <= kind[1]:
+            yield bad(path, f"{value}, out of range", value, limit=limit)
+
+
+_MISSING_JOB = {"code": "NOT_FOUND", "reason": "JOB_NOT_FOUND"}
+_NO_USER = {"code": "NOT_FOUND", "reason": "USER_NOT_FOUND"}
+_DENIED = {"code": "PERMISSION_DENIED", "reason": "DATASET_PERMISSION_DENIED"}
+_TOKEN = {"code": "INVALID_ARGUMENT", "reason": "INVALID_PAGE_TOKEN"}
+
+
+def _create_job() -> Iterator[Case]:
+    yield bad("CreateJob.dataset_id", "missing", 0)
+    yield bad("CreateJob.dataset_id", "negative", -1)
+    yield bad("CreateJob.dataset_id", "the least", INT64[0])
+    yield good("CreateJob.dataset_id", "the most", INT64[1], **_DENIED)
+    for number in (0, 5, 99, *INT32):
+        yield bad("CreateJob.run_type", f"the number {number}", number)
+    for name, text in (
+        ("63 digits", "a" * 63),
+        ("65 digits", "a" * 65),
+        ("no digit", "g" * 64),
+        ("full-width digits", "\uff10" * 64),
+        ("Arabic digits", "\u0663" * 64),
+        ("a line's end", "a" * 64 + "\n"),
+        ("a NUL", "a" * 63 + "\0"),
+        ("a megabyte", "a" * 2**20),
+    ):
+        yield bad("CreateJob.source_commit_id", name, text)
+    yield good("CreateJob.source_commit_id", "upper case", "A" * 64)
+    yield bad("CreateJob.run_parameters", "missing", None)
+    yield good("CreateJob.run_parameters", "other keys beside", {"file_path": "a", "k": [{}, [], None, ""]})
+    yield from _texts("CreateJob.description", 1000)
+    yield from _texts("CreateJob.external_id", 128)
+    yield from _numbers("CreateJob.priority", 0, 100, INT32, limit=100)
+    yield Case("CreateJob.priority", "cut to 32 bits", wire=tagged(7, 0, varint(2**32 + 7)))
+    yield from _uuids("CreateJob.request_id", {})
+    yield good("CreateJob.request_id", "empty is none", "")
+    yield good("CreateJob.validate_only", "true", True)
+    yield Case("CreateJob.validate_only", "a number of 64 bits", wire=tagged(15, 0, varint(2**63)))
+
+
+def _list_jobs() -> Iterator[Case]:
+    yield good("ListJobs.filter", "empty", {})
+    yield Case(
+        "ListJobs.filter",
+        "no message of its type",
+        wrong="request",
+        code="INVALID_ARGUMENT",
+        reason="INVALID_FIELD",
+        wire=tagged(1, 2, b"\x0a"),
+    )
+    yield from (bad("ListJobs.filter.user_id", str(number), number) for number in (0, -1, INT64[0]))
+    yield good("ListJobs.filter.user_id", "nobody's", INT64[1], **_NO_USER)
+    for text in ("", "us1000", "us100000", "u100000", "1000000", "us1000\u0660", "\u212aa10000", "us10000\n",
+                 "us10000\0", "' OR 1=1", "x" * 2**20):  # fmt: skip
+        yield bad("ListJobs.filter.user_soeid", ascii(text[:20]), text)
+    yield good("ListJobs.filter.user_soeid", "nobody's", "zz00000", **_NO_USER)
+    yield from (bad("ListJobs.filter.dataset_id", str(number), number) for number in (0, -1, INT64[0]))
+    yield good("ListJobs.filter.dataset_id", "nobody's", INT64[1])
+    for name, known in (("statuses", 5), ("run_types", 4)):
+        path = f"ListJobs.filter.{name}"
+        for number in (0, known + 1, 99, *INT32):
+            yield bad(path, f"the number {number}", [1, number], at="[1]")
+        yield good(path, "ten, one of them ten times", [1] * 10)
+        yield good(path, "every one", list(range(1, known + 1)))
+        yield bad(path, "eleven", [1] * 11, limit=10)
+        yield bad(path, "eleven unknown ones", [99] * 11, limit=10)
+        yield bad(path, "a hundred thousand", [1] * 100_000, limit=10)
+    yield from _texts("ListJobs.filter.external_id", 128)
+    yield bad("ListJobs.filter.external_id", "empty", "")
+    for name in ("create_time_from", "create_time_to"):
+        yield from _times(f"ListJobs.filter.{name}")
+    same = {"create_time_from": {"seconds": 9}, "create_time_to": {"seconds": 9}}
+    crossed = same | {"create_time_to": {"seconds": 8, "nanos": 999_999_000}}
+    yield Case("ListJobs.filter.create_time_to", "equal to create_time_from", {"filter": same})
+    wrong = bad("ListJobs.filter.create_time_from", "after create_time_to", None)
+    yield replace(wrong, fields={"filter": crossed})
+    yield from (bad("ListJobs.page_size", str(number), number) for number in (-1, INT32[0]))
+    yield from (good("ListJobs.page_size", str(number), number) for number in (0, 1, 1000, 1001, INT32[1]))
+    for name, token in (
+        ("one letter", "x"),
+        ("no base64", "!!!!"),
+        ("of a future version", "Ag" + "A" * 42),
+        ("too short", "AQ" * 10),
+        ("too long", "AQ" * 1000),
+        ("all zeros", "AQ" + "A" * 42),
+        ("not ASCII", "\u00e9" * 44),
+        ("a NUL", "\0" * 44),
+        ("padding alone", "===="),
+        ("a megabyte", "A" * 2**20),
+    ):
+        yield bad("ListJobs.page_token", name, token, **_TOKEN)
+    yield from _numbers("ListJobs.skip", 0, 10_000, INT32, limit=10_000)
+    yield good("ListJobs.include_total_size", "true", True)
+    yield from _views("ListJobs.view")
+
+
+def _times(path: str) -> Iterator[Case]:
+    for seconds in (-62_135_596_801, 253_402_300_800, *INT64):
+        yield bad(path, f"{seconds} s", {"seconds": seconds})
+    for nanos in (-1, 10**9, *INT32):
+        yield bad(path, f"{nanos} ns", {"nanos": nanos})
+    yield good(path, "the first moment of year 1", {"seconds": -62_135_596_800})
+    yield good(path, "the last second of year 9999", {"seconds": 253_402_300_799})
+    last = {"seconds": 253_402_300_799, "nanos": 999_999_999}
+    yield good(path, "the last nanosecond of year 9999", last)
+
+
+def _views(path: str) -> Iterator[Case]:
+    for number in (3, 99, *INT32):
+        yield bad(path, f"the number {number}", number)
+    yield from (good(path, f"the number {number}", number) for number in (0, 1, 2))
+
+
+def _cases() -> Iterator[Case]:
+    yield from _create_job()
+    yield from _list_jobs()
+    for rpc in ("GetJob", "GetJobStatus", "CancelJob"):
+        yield bad(f"{rpc}.job_id", "missing", "")
+        yield from _uuids(f"{rpc}.job_id", _MISSING_JOB)
+    yield from _views("GetJob.view")
+    yield from _texts("CancelJob.reason", 500)
+
+
+CASES = list(_cases())

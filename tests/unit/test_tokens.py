@@ -1,0 +1,290 @@
+"""Bearer tokens: the keys that are taken, the development key, and each algorithm."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from jobs_service.model.errors import CredentialsInvalid
+from jobs_service.transport.tokens import (
+    DEVELOPMENT_KEY_FILE,
+    TOKEN_SECONDS,
+    TokenKey,
+    TokenVerifier,
+    UnusableKey,
+    development_key,
+    load_key,
+    make_token,
+)
+
+SECRET = b"a-secret-for-tests-of-more-than-32-bytes"
+PEM = serialization.Encoding.PEM
+PKCS8 = serialization.PrivateFormat.PKCS8
+SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
+PLAIN = serialization.NoEncryption()
+
+
+def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
+
+
+PRIVATE: dict[str, Any] = {
+    "RS256": rsa_key(),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+}
+
+
+def public_pem(key: Any) -> bytes:
+    return bytes(key.public_key().public_bytes(PEM, SPKI))
+
+
+def key_file(folder: Path, content: bytes) -> Path:
+    path = folder / "key"
+    path.write_bytes(content)
+    return path
+
+
+def claims(**changed: Any) -> dict[str, Any]:
+    return {"sub": "us10000", "exp": int(time.time()) + 60} | changed
+
+
+@pytest.mark.parametrize("algorithm", PRIVATE)
+def test_a_public_key_checks_tokens_of_its_own_algorithm(tmp_path: Path, algorithm: str) -> None:
+    key = load_key(key_file(tmp_path, public_pem(PRIVATE[algorithm])))
+    assert key.algorithm == algorithm
+    token = jwt.encode(claims(sub="US10000"), PRIVATE[algorithm], algorithm=algorithm)
+    assert TokenVerifier(key).soeid(token) == "us10000"
+
+
+@pytest.mark.parametrize("algorithm", PRIVATE)
+def test_a_token_of_another_algorithm_is_refused(tmp_path: Path, algorithm: str) -> None:
+    verifier = TokenVerifier(load_key(key_file(tmp_path, public_pem(PRIVATE[algorithm]))))
+    others = [(name, key) for name, key in PRIVATE.items() if name != algorithm] + [("HS256", SECRET)]
+    if algorithm == "RS256":
+        others += [("RS512", PRIVATE[algorithm]), ("PS256", PRIVATE[algorithm])]
+    for name, key in others:
+        with pytest.raises(CredentialsInvalid):
+            verifier.soeid(jwt.encode(claims(), key, algorithm=name))
+
+
+@pytest.mark.parametrize("algorithm", PRIVATE)
+def test_a_public_key_signs_no_tokens(tmp_path: Path, algorithm: str) -> None:
+    key = load_key(key_file(tmp_path, public_pem(PRIVATE[algorithm])))
+    with pytest.raises(UnusableKey):
+        make_token(key, "us10000")
+
+
+def test_a_secret_signs_and_checks_tokens_of_twelve_hours(tmp_path: Path) -> None:
+    key = load_key(key_file(tmp_path, SECRET + b"\n"))
+    assert key == TokenKey("HS256", SECRET)
+    token = make_token(key, "us10000", issuer="i", audience="a")
+    assert TokenVerifier(key, issuer="i", audience="a").soeid(token) == "us10000"
+    content = jwt.decode(token, SECRET, algorithms=["HS256"], audience="a")
+    assert content["exp"] - content["iat"] == TOKEN_SECONDS == 12 * 3600
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "less than 32 bytes"),
+        (b"x" * 31, "less than 32 bytes"),
+        (b"x" * 31 + b"\n\n", "less than 32 bytes"),
+        (PRIVATE["RS256"].private_bytes(PEM, PKCS8, PLAIN), "not a PEM public key"),
+        (PRIVATE["ES256"].private_bytes(PEM, PKCS8, PLAIN), "not a PEM public key"),
+        (PRIVATE["EdDSA"].private_bytes(PEM, PKCS8, PLAIN), "not a PEM public key"),
+        (b"\n  " + PRIVATE["EdDSA"].private_bytes(PEM, PKCS8, PLAIN), "not a PEM public key"),
+        (public_pem(PRIVATE["RS256"])[:-80], "not a PEM public key"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a PEM public key"),
+        (public_pem(rsa_key(1024)), "must be RSA"),
+        (public_pem(ec.generate_private_key(ec.SECP384R1())), "must be RSA"),
+        (public_pem(ec.generate_private_key(ec.SECP256K1())), "must be RSA"),
+    ],
+    ids=[
+        "empty",
+        "31 bytes",
+        "31 bytes and lines",
+        "private RSA",
+        "private P-256",
+        "private Ed25519",
+        "private after spaces",
+        "cut PEM",
+        "certificate",
+        "RSA of 1024 bits",
+        "P-384",
+        "secp256k1",
+    ],
+)
+def test_a_key_that_is_weak_or_private_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    path = key_file(tmp_path, content)
+    with pytest.raises(UnusableKey, match=why) as refusal:
+        load_key(path)
+    assert str(path) in str(refusal.value)
+    assert not content or content.decode().strip() not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "form", ["after text", "after a mark", "after a comment", "for ssh", "as DER", "as JWK"]
+)
+def test_no_form_of_a_public_key_becomes_a_secret(tmp_path: Path, form: str) -> None:
+    # Everybody knows a public key, and could sign with it if it were taken for a secret.
+    public, pem = PRIVATE["RS256"].public_key(), public_pem(PRIVATE["RS256"])
+    content: dict[str, bytes] = {
+        "after text": b"Public-Key: (2048 bit)\n" + pem,
+        "after a mark": b"\xef\xbb\xbf" + pem,
+        "after a comment": b"# our key\n" + pem,
+        "for ssh": public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH),
+        "as DER": public.public_bytes(serialization.Encoding.DER, SPKI),
+        "as JWK": jwt.algorithms.RSAAlgorithm.to_jwk(public).encode(),
+    }
+    path = key_file(tmp_path, content[form])
+    try:
+        key = load_key(path)
+    except UnusableKey:
+        return
+    assert key.algorithm == "RS256"
+
+
+def test_a_key_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UnusableKey, match="can't be read"):
+        load_key(tmp_path / "nothing")
+    with pytest.raises(UnusableKey, match="can't be read"):
+        load_key(tmp_path)
+
+
+def test_the_development_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there"
+    before = os.umask(0)
+    try:
+        key = development_key(folder)
+    finally:
+        os.umask(before)
+    path = folder / DEVELOPMENT_KEY_FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert key.algorithm == "HS256"
+    assert len(bytes.fromhex(key.key.decode())) == 32
+    assert development_key(folder) == key
+    assert list(folder.iterdir()) == [path]
+
+
+def test_development_keys_differ(tmp_path: Path) -> None:
+    assert development_key(tmp_path / "a") != development_key(tmp_path / "b")
+
+
+def test_processes_that_start_at_once_agree_on_one_development_key(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from jobs_service.transport.tokens import development_key;"
+        "sys.stdin.read(); print(development_key(Path(sys.argv[1])).key.decode())"
+    )
+    for attempt in range(2):
+        folder = tmp_path / str(attempt)
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(4)
+        ]
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        keys = {process.communicate(timeout=60)[0].strip() for process in started}
+        assert keys == {(folder / DEVELOPMENT_KEY_FILE).read_text()}
+        assert [path.name for path in folder.iterdir()] == [DEVELOPMENT_KEY_FILE]
+
+
+KEY = TokenKey("HS256", SECRET)
+NOW = int(time.time())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"exp": NOW - 1000},
+        {"exp": None},
+        {"exp": "soon"},
+        {"exp": True},
+        {"exp": [NOW + 60]},
+        {"exp": {}},
+        {"exp": float("inf")},
+        {"exp": float("nan")},
+        {"nbf": NOW + 1000},
+        {"nbf": "x"},
+        {"nbf": float("inf")},
+        {"iat": NOW + 1000},
+        {"iat": {}},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": 5},
+        {"sub": ["us10000"]},
+        {"sub": "us1000"},
+        {"sub": "us10000 "},
+        {"sub": "us1000\u0660"},
+        {"sub": "\u212aa10000"},
+        {"sub": "us10000\n"},
+        {"sub": "us10000\0"},
+        {"aud": "somebody else"},
+        {"aud": ["somebody", "else"]},
+    ],
+    ids=repr,
+)
+def test_claims_that_are_wrong_are_refused(wrong: dict[str, Any]) -> None:
+    payload = {name: value for name, value in claims(**wrong).items() if value is not None}
+    # Signed as bytes: the encoder of the library would refuse to make some of these.
+    token = jwt.api_jws.encode(json_bytes(payload), SECRET, algorithm="HS256")
+    with pytest.raises(CredentialsInvalid):
+        TokenVerifier(KEY).soeid(token)
+
+
+def json_bytes(payload: Any) -> bytes:
+    return json.dumps(payload).encode()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"null", b"[]", b"5", b'"us10000"', b"{", b"\xff", b"[" * 5000, b'{"a":' * 5000, b"1" * 5000],
+    ids=lambda payload: repr(payload[:12]),
+)
+def test_a_signed_payload_that_is_no_object_is_refused(payload: bytes) -> None:
+    token = jwt.api_jws.encode(payload, SECRET, algorithm="HS256")
+    with pytest.raises(CredentialsInvalid):
+        TokenVerifier(KEY).soeid(token)
+
+
+@pytest.mark.parametrize(("issuer", "audience"), [("i", None), (None, "a"), ("i", "a")])
+def test_issuer_and_audience_are_required_where_they_are_set(
+    issuer: str | None, audience: str | None
+) -> None:
+    verifier = TokenVerifier(KEY, issuer=issuer, audience=audience)
+    right = {"iss": issuer, "aud": audience}
+    asked: dict[str, Any] = {name: value for name, value in right.items() if value}
+    assert verifier.soeid(jwt.encode(claims(**asked), SECRET)) == "us10000"
+    for name in asked:
+        wrongs: list[Any] = ["other", "", [], None, "i ", "A"]
+        for wrong in wrongs:
+            changed = {key: value for key, value in asked.items() if key != name}
+            changed |= {} if wrong is None else {name: wrong}
+            token = jwt.api_jws.encode(json_bytes(claims(**changed)), SECRET, algorithm="HS256")
+            with pytest.raises(CredentialsInvalid):
+                verifier.soeid(token)
+
+
+def test_the_leeway_is_given_to_both_ends() -> None:
+    verifier = TokenVerifier(KEY, leeway=100)
+    now = int(time.time())
+    assert verifier.soeid(jwt.encode(claims(exp=now - 50, nbf=now + 50, iat=now + 50), SECRET)) == "us10000"
+    for late in ({"exp": now - 150}, {"nbf": now + 150}, {"iat": now + 150}):
+        with pytest.raises(CredentialsInvalid):
+            verifier.soeid(jwt.encode(claims(**late), SECRET))
