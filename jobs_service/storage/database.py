@@ -9,7 +9,7 @@ from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, func, 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from jobs_service.model.errors import Overloaded
+from jobs_service.model.errors import DatabaseUnavailable, Overloaded, TransactionRolledBack
 from jobs_service.storage import driver_errors
 from jobs_service.storage.access_store import AccessStore
 from jobs_service.storage.event_store import EventStore
@@ -123,8 +123,14 @@ class Database:
             raise driver_errors.of_connect(error) from error
         try:
             # The database's own limit comes first, while there is a database.
-            with self._watchdog.watching(connection, seconds + _GRACE_SECONDS):
-                yield connection
+            with self._watchdog.watching(connection, seconds + _GRACE_SECONDS) as watch:
+                try:
+                    yield connection
+                except TransactionRolledBack:
+                    if watch.shut:
+                        # Another try would only wait as long again.
+                        raise DatabaseUnavailable from None
+                    raise
         finally:
             _close(connection)
 
@@ -134,9 +140,10 @@ def _close(connection: Connection) -> None:
     try:
         connection.close()
     except DBAPIError:
-        # The rollback found the connection lost.
-        connection.invalidate()
-        connection.close()
+        # The rollback found the connection lost. SQLAlchemy has dropped it, or has to be told to.
+        if not connection.closed:
+            connection.invalidate()
+            connection.close()
 
 
 def normalized_url(url: str) -> URL:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import cast
 
 import psycopg
@@ -19,42 +20,52 @@ from sqlalchemy import Connection
 _POLL_SECONDS = 0.25
 
 
+@dataclass(slots=True, eq=False)
+class Watch:
+    """A connection in use until a moment of the monotonic clock. shut: it was for too long."""
+
+    driver: psycopg.Connection
+    until: float
+    shut: bool = False
+
+
 class Watchdog:
     """Shuts the socket of a connection that is in use for too long; whoever waits on it gets an error."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._deadlines: dict[psycopg.Connection, float] = {}
+        self._watches: set[Watch] = set()
         self._work = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def watching(self, connection: Connection, seconds: float) -> Iterator[None]:
+    def watching(self, connection: Connection, seconds: float) -> Iterator[Watch]:
         """Give the block these seconds."""
         # The driver's connection, now: asked of a connection that was lost it would connect anew.
         driver = cast(psycopg.Connection, connection.connection.driver_connection)
+        watch = Watch(driver, time.monotonic() + seconds)
         with self._lock:
-            self._deadlines[driver] = time.monotonic() + seconds
+            self._watches.add(watch)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
                 self._thread.start()
         self._work.set()
         try:
-            yield
+            yield watch
         finally:
             # Under the lock: a connection that is back in the pool must not be shut any more.
             with self._lock:
-                self._deadlines.pop(driver, None)
+                self._watches.discard(watch)
 
     def _watch(self) -> None:
         while True:
             self._work.wait()
             with self._lock:
-                now = time.monotonic()
-                for driver in [driver for driver, end in self._deadlines.items() if end <= now]:
-                    del self._deadlines[driver]
-                    _shut(driver)
-                if not self._deadlines:
+                for watch in [watch for watch in self._watches if watch.until <= time.monotonic()]:
+                    self._watches.discard(watch)
+                    watch.shut = True
+                    _shut(watch.driver)
+                if not self._watches:
                     self._work.clear()
             time.sleep(_POLL_SECONDS)
 

@@ -17,7 +17,7 @@ import pytest
 
 from jobs.v1 import jobs_pb2
 from jobs_service.model.caller import Level
-from jobs_service.model.errors import DatabaseUnavailable
+from jobs_service.model.errors import DatabaseUnavailable, TransactionRolledBack
 from jobs_service.transport.probe import ask_health
 from jobs_service.transport.tokens import make_token
 from tests.conftest import service_settings
@@ -167,21 +167,40 @@ def test_a_database_that_is_frozen_is_unavailable_after_the_limit_of_a_batch(
         assert service.stop() == 0
 
 
-@pytest.mark.parametrize("how", ["snapshot", "transaction"])
-def test_a_connection_that_is_lost_when_all_was_read_is_no_internal_error(
-    postgres_18: PostgresServer, how: str
+def test_a_connection_that_is_lost_before_commit_is_an_unavailable_database(
+    postgres_18: PostgresServer,
 ) -> None:
     url = postgres_18.new_database()
     database = open_database(url)
-    blocks = {"snapshot": lambda: database.snapshot(seconds=5), "transaction": database.transaction}
 
     def read_and_lose() -> None:
-        with blocks[how]() as tx:
+        with database.transaction() as tx:
             tx.access.is_empty()
             end_connections(url)
 
     with pytest.raises(DatabaseUnavailable):
         read_and_lose()
+    database.close()
+
+
+def test_a_connection_that_is_lost_when_all_was_read_spoils_nothing(postgres_18: PostgresServer) -> None:
+    url = postgres_18.new_database()
+    database = open_database(url, pool_size=1)
+
+    def lose_and_read() -> None:
+        with database.snapshot(seconds=5) as tx:
+            end_connections(url)
+            tx.access.is_empty()
+
+    for _ in range(3):
+        with database.snapshot(seconds=5) as tx:
+            assert tx.access.is_empty()
+            end_connections(url)
+        with pytest.raises(TransactionRolledBack):
+            lose_and_read()
+    # The one connection of the pool was given back each time.
+    with database.transaction() as tx:
+        assert tx.access.is_empty()
     database.close()
 
 
