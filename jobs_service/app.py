@@ -29,6 +29,10 @@ from jobs_service.transport.operations import BATCHERS, Operations
 from jobs_service.transport.server import JOBS_SERVICE, Server, ServerSettings
 from jobs_service.transport.tokens import TokenKey, TokenVerifier, UnusableKey, development_key, load_key
 
+# How long the loop may keep a worker thread waiting that has its answer from the database. With
+# Python's 5 ms, every statement of a batch waits that long under load: half the calls a second.
+_SWITCH_SECONDS = 0.0005
+
 _log = logging.getLogger(__name__)
 
 
@@ -149,6 +153,7 @@ def serve(config: Config, *, migrate: bool, ready: Callable[[int], None]) -> Non
     )
     # Until the loop takes signals, SIGTERM ends the process through the finally blocks all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with open_storage(config, migrate=migrate, exclusive=True) as storage:
         asyncio.run(_serve(config, storage, verifier, ready))
 

@@ -1,9 +1,10 @@
 """Logs: one JSON object a line, on stderr."""
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
+
+import orjson
 
 
 class JsonLines(logging.Formatter):
@@ -20,7 +21,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return orjson.dumps(line, default=str).decode()
 
 
 def configure_logging(level: str) -> None:

@@ -20,6 +20,7 @@ from jobs_service.model.errors import CredentialsInvalid
 
 DEVELOPMENT_KEY_FILE = "development-jwt-key"
 TOKEN_SECONDS = 12 * 3600
+MAX_REMEMBERED = 1_000
 _MIN_SECRET_BYTES = 32
 _MIN_RSA_BITS = 2048
 
@@ -119,9 +120,21 @@ class TokenVerifier:
         self._issuer = issuer
         self._audience = audience
         self._leeway = leeway
+        self._verified: dict[str, tuple[str, float]] = {}
 
     def soeid(self, token: str) -> str:
         """Return the SOEID that a token speaks for, in lower case. Raises CredentialsInvalid."""
+        known = self._verified.get(token)
+        if known is None or known[1] < time.time():
+            known = self._verify(token)
+            # What the key says of a token never changes, so that only its end has to be looked at.
+            if len(self._verified) >= MAX_REMEMBERED:
+                self._verified.pop(next(iter(self._verified)))
+            self._verified[token] = known
+        return known[0]
+
+    def _verify(self, token: str) -> tuple[str, float]:
+        """The SOEID, and the moment until which the token is good."""
         try:
             claims = jwt.decode(
                 token,
@@ -132,13 +145,14 @@ class TokenVerifier:
                 leeway=self._leeway,
                 options={"require": ["exp", "sub"]},
             )
+            until = float(claims["exp"]) + self._leeway
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             # What exactly is wrong helps nobody but a forger.
             raise CredentialsInvalid from None
         soeid = normalized_soeid(str(claims["sub"]))
         if soeid is None:
             raise CredentialsInvalid
-        return soeid
+        return soeid, until
 
 
 def make_token(key: TokenKey, soeid: str, *, issuer: str | None = None, audience: str | None = None) -> str:

@@ -25,6 +25,8 @@ from jobs_service.transport.tokens import (
     load_key,
     make_token,
 )
+from tests.support.service import wait_until
+
 
 SECRET = b"a-secret-for-tests-of-more-than-32-bytes"
 PEM = serialization.Encoding.PEM
@@ -288,3 +290,19 @@ def test_the_leeway_is_given_to_both_ends() -> None:
     for late in ({"exp": now - 150}, {"nbf": now + 150}, {"iat": now + 150}):
         with pytest.raises(CredentialsInvalid):
             verifier.soeid(jwt.encode(claims(**late), SECRET))
+
+
+def test_a_token_that_was_good_before_still_ends() -> None:
+    key = TokenKey("HS256", b"x" * 32)
+    verifier = TokenVerifier(key, leeway=0)
+    token = jwt.encode({"sub": "al00001", "exp": time.time() + 1.0}, key.key, algorithm="HS256")
+    assert verifier.soeid(token) == "al00001"
+
+    def is_refused() -> bool:
+        try:
+            verifier.soeid(token)
+        except CredentialsInvalid:
+            return True
+        return False
+
+    wait_until(is_refused, 10, "the token's end")
