@@ -27,7 +27,6 @@ from jobs_service.transport.tokens import (
 )
 from tests.support.service import wait_until
 
-
 SECRET = b"a-secret-for-tests-of-more-than-32-bytes"
 PEM = serialization.Encoding.PEM
 PKCS8 = serialization.PrivateFormat.PKCS8
