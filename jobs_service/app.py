@@ -57,7 +57,7 @@ def open_storage(config: Config, *, migrate: bool, exclusive: bool) -> Iterator[
     Raises EmbeddedPostgresError, DatabaseUnavailable, SchemaUnusable, MigrationLockTimeout.
     """
     with _postgres(config, exclusive) as (url, postgres):
-        database = _database(config, url)
+        database = _database(config, url, "JOBS_DATABASE_URL")
         try:
             if migrate or postgres is not None:
                 bring_up_to_date(config, url)
@@ -92,7 +92,7 @@ def _postgres(config: Config, exclusive: bool) -> Iterator[tuple[str, EmbeddedPo
         folder.unlock()
 
 
-def _database(config: Config, url: str) -> Database:
+def _database(config: Config, url: str, name: str) -> Database:
     try:
         return Database(
             url,
@@ -102,12 +102,13 @@ def _database(config: Config, url: str) -> Database:
             lock_seconds=config.lock_seconds,
         )
     except ValueError as error:
-        raise ConfigError(f"JOBS_DATABASE_URL is {error}") from None
+        raise ConfigError(f"{name} is {error}") from None
 
 
 def bring_up_to_date(config: Config, url: str) -> None:
     """Run the migrations that are missing, over the direct URL where there is one."""
-    database = _database(config, config.direct_database_url or url)
+    name = "JOBS_DIRECT_DATABASE_URL" if config.direct_database_url else "JOBS_DATABASE_URL"
+    database = _database(config, config.direct_database_url or url, name)
     try:
         database.schema_report(release=__version__)
         schema.migrate(database.engine)
@@ -132,6 +133,10 @@ def require_schema(report: SchemaReport) -> None:
 def token_key(config: Config) -> TokenKey:
     """Return the key that tokens are checked with. Raises ConfigError."""
     try:
+        if config.jwt_key_file is None and not config.embedded:
+            raise ConfigError(
+                "JOBS_JWT_KEY_FILE is not set: the development key is for the embedded Postgres"
+            )
         if config.jwt_key_file is None:
             return development_key(config.data_dir)
         return load_key(config.jwt_key_file)
@@ -171,6 +176,7 @@ async def _serve(
         limits=Limits(rows=config.batch_rows, waiting=config.max_waiting, seconds=config.batch_seconds),
         list_threads=config.list_threads,
         read_seconds=config.read_seconds,
+        abort=storage.database.abort,
     )
     health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
     authenticator = Authenticator(verifier, operations.find_user_id)
@@ -181,12 +187,21 @@ async def _serve(
     tasks = [asyncio.create_task(health.run())]
     if storage.postgres is not None:
         tasks.append(asyncio.create_task(_keep_alive(storage.postgres)))
+    for task in tasks:
+        task.add_done_callback(lambda ended: _stop_if_failed(ended, stop))
     await stop.wait()
     _log.info("draining")
     await server.drain()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop_if_failed(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+    """Rather no service than one that says it is ready for ever, or never gets its database back."""
+    if not task.cancelled() and task.exception():
+        _log.error("a task that must go on has failed", exc_info=task.exception())
+        stop.set()
 
 
 def _server_settings(config: Config) -> ServerSettings:
@@ -219,8 +234,13 @@ async def _keep_alive(postgres: EmbeddedPostgres) -> None:
             loop.remove_reader(pidfd)
         _log.error("the embedded Postgres ended; starting it again")
         while postgres.exited():
+            restart = loop.run_in_executor(thread, postgres.restart)
             try:
-                await loop.run_in_executor(thread, postgres.restart)
+                await asyncio.shield(restart)
+            except asyncio.CancelledError:
+                # Whoever stops Postgres after us must find the one that is just being started.
+                await asyncio.wait([restart])
+                raise
             except EmbeddedPostgresError as error:
                 _log.error("the embedded Postgres does not start", extra={"fields": {"error": str(error)}})
                 await asyncio.sleep(1)

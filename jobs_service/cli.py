@@ -12,8 +12,9 @@ from jobs_service import __version__, app
 from jobs_service.config import Address, Config, ConfigError, check_serving, load
 from jobs_service.core.access_service import AccessService
 from jobs_service.model.caller import Level, Role, normalized_soeid
-from jobs_service.model.errors import DatabaseUnavailable, JobsError
+from jobs_service.model.errors import DatabaseUnavailable, DatasetNotFound, JobsError, UserNotFound
 from jobs_service.model.job import RunType
+from jobs_service.storage.driver_errors import UnusableDatabaseUrl
 from jobs_service.storage.embedded import EmbeddedPostgresError
 from jobs_service.storage.schema import MigrationLockTimeout
 from jobs_service.telemetry import configure_logging
@@ -45,7 +46,10 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (MigrationLockTimeout, ExitCode.SCHEMA),
     (PortTaken, ExitCode.PORT),
     (EmbeddedPostgresError, ExitCode.DATA_FOLDER),
-    (JobsError, ExitCode.NOT_FOUND),
+    (UnusableDatabaseUrl, ExitCode.CONFIGURATION),
+    (UserNotFound, ExitCode.NOT_FOUND),
+    (DatasetNotFound, ExitCode.NOT_FOUND),
+    (JobsError, ExitCode.DATABASE),
 )
 _EPILOG = """\
 Settings come from JOBS_ variables of the environment; the README lists them.
@@ -66,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = ExitCode.OK
     except tuple(kind for kind, _ in _EXIT_CODES) as error:
-        print(f"jobs-service: {error}", file=sys.stderr)
+        # A database that is away says why on our side alone; a caller would not be told.
+        cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ else ""
+        print(f"jobs-service: {error}{cause}", file=sys.stderr)
         code = next(number for kind, number in _EXIT_CODES if isinstance(error, kind))
     sys.exit(code)
 
@@ -101,7 +107,12 @@ def _add_running(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="bring the schema of JOBS_DATABASE_URL up to date first (the embedded one always is)",
     )
     _add(commands, "migrate", _migrate, "bring the schema of the database up to date")
-    _add(commands, "check", _check, "say whether the service could serve with these settings")
+    _add(
+        commands,
+        "check",
+        _check,
+        "say whether the service could serve with these settings, starting the embedded Postgres",
+    )
     health = _add(commands, "health", _health, "ask the service at JOBS_LISTEN for its health")
     health.add_argument("service", nargs="?", default="", help="default: the service as a whole")
     token = _add(

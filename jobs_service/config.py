@@ -120,7 +120,9 @@ class Config:
         " Postgres, and 8 more.",
     )
     batch_seconds: float = _setting(
-        "10", _number(0.1, 600), "How long a statement of a batch may take, whoever is in it."
+        "10",
+        _number(0.1, 600),
+        "How long a statement of a batch, and 2 s more its transaction, may take, whoever is in it.",
     )
     lock_seconds: float = _setting(
         "1", _number(0.05, 60), "How long a batch waits for a row that somebody else holds."
@@ -187,6 +189,8 @@ def load(environment: Mapping[str, str]) -> Config:
             values[item.name] = None if text is None else item.metadata["parse"](text)
         except ValueError as error:
             raise ConfigError(f"{name}={text!r} {error}") from None
+    if values["direct_database_url"] and not values["database_url"]:
+        raise ConfigError("JOBS_DIRECT_DATABASE_URL is set without JOBS_DATABASE_URL: one database, two ways")
     return Config(**values)
 
 

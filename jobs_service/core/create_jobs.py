@@ -9,6 +9,7 @@ from uuid_utils.compat import uuid7
 
 from jobs_service.core import permissions, run_parameters
 from jobs_service.core.permissions import CREATING, Action
+from jobs_service.core.validation import refuse_any
 from jobs_service.model.caller import Standing
 from jobs_service.model.errors import JobsError, RequestIdConflict, TransactionRolledBack
 from jobs_service.model.job import Job, JobStatus, NewJob, RunType
@@ -28,8 +29,8 @@ class _Item:
 
     request: CreateRequest
     standing: Standing
-    stranger: JobsError | None = None
-    """Why the caller, or the user it acts for, is nobody whom we would answer."""
+    refused: JobsError | None = None
+    """Why the request is refused whatever its request_id has made: who calls, for whom, with what."""
     denied: JobsError | None = None
     """Which permission is missing."""
     insert: JobInsert | None = None
@@ -76,8 +77,9 @@ def _judge(request: CreateRequest, standings: Sequence[Standing]) -> _Item:
     item = _Item(request, standings[0])
     try:
         permissions.require_known(request.caller, item.standing)
+        refuse_any(run_parameters.check_owner(request.job.run_parameters, request.caller.subject_id))
     except JobsError as refusal:
-        item.stranger = refusal
+        item.refused = refusal
         return item
     own, *sources = _datasets_of(request.job)
     try:
@@ -93,7 +95,7 @@ def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
     """Insert what is allowed and not taken by its request id."""
     for item in items:
         caller, job = item.request.caller, item.request.job
-        refused = item.stranger or item.denied or job.validate_only
+        refused = item.refused or item.denied or job.validate_only
         if not refused and caller.subject_id is not None:
             item.insert = JobInsert(uuid7(), caller.subject_id, caller.user_id, job)
     inserts = [item.insert for item in items if item.insert is not None]
@@ -105,7 +107,7 @@ def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
 
 def _find_earlier(tx: Transaction, items: Sequence[_Item]) -> None:
     """Find the jobs that the request ids of what was not created have made before."""
-    waiting = [item for item in items if item.key and item.create_time is None and not item.stranger]
+    waiting = [item for item in items if item.key and item.create_time is None and not item.refused]
     keys = {item.key for item in waiting if item.key}
     found = tx.jobs.by_request_ids(list(keys)) if keys else {}
     for item in waiting:
@@ -116,8 +118,8 @@ def _find_earlier(tx: Transaction, items: Sequence[_Item]) -> None:
 def _result(item: _Item) -> CreateResult | JobsError:
     job, earlier = item.request.job, item.earlier
     same = earlier is not None and earlier.request_hash == job.request_hash
-    if item.stranger:
-        return item.stranger
+    if item.refused:
+        return item.refused
     if item.create_time is not None:
         return CreateResult(_job_as_created(item))
     if earlier is not None and same:

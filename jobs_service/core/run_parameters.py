@@ -114,9 +114,9 @@ def check_agreement(
     target = parameters.get("target")
     if target is not None and not isinstance(target, dict):
         yield Violation(field_path(ROOT, ["target"]), "must be of type object")
+    yield from check_owner(parameters, owner_id)
     places: list[tuple[list[str | int], Any, Any, str]] = [
         (["dataset_id"], parameters.get("dataset_id"), dataset_id, "dataset_id"),
-        (["user_id"], parameters.get("user_id"), owner_id, "the owner's user id"),
         (["source_commit_id"], parameters.get("source_commit_id"), source_commit_id, "source_commit_id"),
     ]
     if isinstance(target, dict):
@@ -124,6 +124,13 @@ def check_agreement(
     for path, given, expected, name in places:
         if given is not None and expected is not None and not _same(given, expected):
             yield Violation(field_path(ROOT, path), f"must equal {name} of the request")
+
+
+def check_owner(parameters: JsonObject, owner_id: int | None) -> Iterator[Violation]:
+    """Yield a user_id that is not the owner's. owner_id None: not known (yet), so not compared."""
+    given = parameters.get("user_id")
+    if given is not None and owner_id is not None and not _same(given, owner_id):
+        yield Violation(field_path(ROOT, ["user_id"]), "must equal the owner's user id")
 
 
 def _same(given: Any, expected: int | str) -> bool:

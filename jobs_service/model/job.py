@@ -48,7 +48,7 @@ class NewJob:
     source_commit_id, description, external_id: None when not given.
     run_parameters: integral numbers are ints, at most 256 KiB as compact JSON.
     payload_bytes: the size of run_parameters as JSON with all digits of its numbers.
-    request_hash: 32 bytes, over the fields that are set; see core.request_hash.
+    request_hash: 32 bytes, over the fields that are set; see core.validation.
     """
 
     dataset_id: int

@@ -1,7 +1,7 @@
 """Connections and transactions."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import orjson
@@ -9,7 +9,7 @@ from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, func, 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from jobs_service.model.errors import DatabaseUnavailable, Overloaded, TransactionRolledBack
+from jobs_service.model.errors import DatabaseUnavailable, DeadlineExceeded, JobsError, TransactionRolledBack
 from jobs_service.storage import driver_errors
 from jobs_service.storage.access_store import AccessStore
 from jobs_service.storage.event_store import EventStore
@@ -55,7 +55,6 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int, statement_seconds: float, lock_seconds: float) -> None:
-        self._pool_size = pool_size
         self._batch_seconds = statement_seconds
         self._watchdog = Watchdog()
         self._engine = _engine(normalized_url(url), pool_size, statement_seconds, lock_seconds)
@@ -74,7 +73,7 @@ class Database:
         """A read-committed transaction, committed at the end of the block.
 
         Raises TransactionRolledBack where surely nothing was written and a rerun may succeed,
-        DatabaseUnavailable where the database is away or COMMIT got no answer, RowLocked, Overloaded.
+        DatabaseUnavailable where the database is away or COMMIT got no answer, RowLocked.
         """
         with self._connection(self._engine, self._batch_seconds) as connection:
             with driver_errors.in_statement():
@@ -95,9 +94,12 @@ class Database:
     def snapshot(self, *, seconds: float) -> Iterator[Transaction]:
         """Reads that all see one moment; each statement may take the seconds given.
 
-        Raises DeadlineExceeded when one takes longer.
+        Raises DeadlineExceeded when one takes longer, or all of them a little longer.
         """
-        with self._connection(self._read_only, seconds) as connection, driver_errors.in_timed_read():
+        with (
+            self._connection(self._read_only, seconds, too_long=DeadlineExceeded) as connection,
+            driver_errors.in_timed_read(),
+        ):
             connection.execute(_READ_SETTINGS, {"milliseconds": str(max(1, int(seconds * 1000)))})
             yield Transaction(connection)
 
@@ -109,18 +111,24 @@ class Database:
         ):
             return report(connection, release=release)
 
+    def abort(self) -> None:
+        """Cut the connections that are in use; whoever uses one gets DatabaseUnavailable."""
+        self._watchdog.shut_all()
+
     def close(self) -> None:
         """Close every idle connection; one in use closes when it comes back."""
         self._engine.dispose()
 
     @contextmanager
-    def _connection(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+    def _connection(
+        self, engine: Engine, seconds: float, too_long: type[JobsError] = DatabaseUnavailable
+    ) -> Iterator[Connection]:
         try:
             connection = engine.connect()
         except PoolTimeout:
-            raise Overloaded(limit=self._pool_size) from None
+            raise DatabaseUnavailable from None
         except DBAPIError as error:
-            raise driver_errors.of_connect(error) from error
+            raise driver_errors.of_connect(error) from error.orig
         try:
             # The database's own limit comes first, while there is a database.
             with self._watchdog.watching(connection, seconds + _GRACE_SECONDS) as watch:
@@ -129,8 +137,12 @@ class Database:
                 except TransactionRolledBack:
                     if watch.shut:
                         # Another try would only wait as long again.
-                        raise DatabaseUnavailable from None
+                        raise too_long from None
                     raise
+                finally:
+                    # What is open still (a snapshot, a failure) ends while it is watched.
+                    with suppress(DBAPIError):
+                        connection.rollback()
         finally:
             _close(connection)
 
@@ -179,6 +191,7 @@ def _engine(url: URL, pool_size: int, statement_seconds: float, lock_seconds: fl
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
+        hide_parameters=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
     )

@@ -1,9 +1,10 @@
 """What a driver's error means to the layers above."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from psycopg import OperationalError
+from psycopg import OperationalError, ProgrammingError
 from sqlalchemy.exc import DBAPIError
 
 from jobs_service.model.errors import (
@@ -21,9 +22,23 @@ _QUERY_CANCELED = "57014"
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53100", "53200", "53300", "25006"})
 
 
+_log = logging.getLogger(__name__)
+
+
+class UnusableDatabaseUrl(ValueError):
+    """The driver does not understand an option of the URL."""
+
+
+class UnexpectedDatabaseError(Exception):
+    """A fault of ours that the database found. Holds no value of any row: those are not for logs."""
+
+
 def of_connect(error: DBAPIError) -> Exception:
     """No connection, so nothing was written; trying again at once would not help."""
-    return DatabaseUnavailable() if isinstance(error.orig, OperationalError) else error
+    if isinstance(error.orig, ProgrammingError):
+        return UnusableDatabaseUrl(f"the database URL can't be used: {error.orig}")
+    _log.warning("no connection to the database", extra={"fields": {"error": str(error.orig)}})
+    return DatabaseUnavailable()
 
 
 def _of_statement(error: DBAPIError) -> Exception:
@@ -34,7 +49,7 @@ def _of_statement(error: DBAPIError) -> Exception:
         return RowLocked()
     if state == _QUERY_CANCELED or _is_away(error, state):
         return DatabaseUnavailable()
-    return error
+    return _unexpected(error)
 
 
 def _of_commit(error: DBAPIError) -> Exception:
@@ -42,7 +57,15 @@ def _of_commit(error: DBAPIError) -> Exception:
     if state in _RERUN:
         return TransactionRolledBack()
     # Whether COMMIT arrived is not known: never rerun, request_id tells.
-    return DatabaseUnavailable() if error.connection_invalidated or _is_away(error, state) else error
+    if error.connection_invalidated or _is_away(error, state):
+        return DatabaseUnavailable()
+    return _unexpected(error)
+
+
+def _unexpected(error: DBAPIError) -> Exception:
+    # The driver's own text has a DETAIL with the row in it.
+    primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    return UnexpectedDatabaseError(f"{type(error.orig).__name__}: {primary}")
 
 
 def _of_timed_read(error: DBAPIError) -> Exception:
@@ -63,9 +86,12 @@ def _translated(translate: Callable[[DBAPIError], Exception]) -> Iterator[None]:
         yield
     except DBAPIError as error:
         meaning = translate(error)
-        if meaning is error:
-            raise
-        raise meaning from error
+        if isinstance(meaning, DatabaseUnavailable):
+            state = getattr(error.orig, "sqlstate", None)
+            fields = {"sqlstate": state, "error": str(error.orig), "meaning": type(meaning).__name__}
+            _log.warning("the database failed", extra={"fields": fields})
+        # Not "from error": what is logged of the cause would hold the values.
+        raise meaning from None
 
 
 def in_statement() -> AbstractContextManager[None]:

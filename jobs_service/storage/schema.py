@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -12,12 +13,18 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, inspect, select, text
 
+from jobs_service.storage import driver_errors
 from jobs_service.storage.tables import schema_info
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any 64-bit number that no other program uses for an advisory lock on this database.
 _LOCK_KEY = 0x6A6F62735F763031
 _POLL_SECONDS = 0.1
+_SESSION = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "lock_timeout": "10s",
+}
 
 
 class SchemaState(Enum):
@@ -51,7 +58,7 @@ def migrate(engine: Engine, *, wait_seconds: float = 600.0) -> None:
         _wait_for_lock(lock, wait_seconds)
         try:
             with _session(engine) as connection:
-                if report(connection, release="0").state is SchemaState.BEHIND:
+                if report(connection, release="0.0.0").state is SchemaState.BEHIND:
                     # Alembic commits each migration by itself, and only where it began.
                     connection.rollback()
                     command.upgrade(_alembic(connection), "head")
@@ -61,13 +68,17 @@ def migrate(engine: Engine, *, wait_seconds: float = 600.0) -> None:
 
 @contextmanager
 def _session(engine: Engine) -> Iterator[Connection]:
-    """A connection whose statements may take as long as they take."""
-    with engine.connect() as connection:
-        connection.execute(text("SET statement_timeout = 0"))
+    """A connection whose statements may take as long as they take; a lock they wait for, 10 s.
+
+    Whoever waits for a table's lock keeps everybody waiting who comes after.
+    """
+    with engine.connect() as connection, driver_errors.in_statement():
+        for name, value in _SESSION.items():
+            connection.execute(text(f"SET {name} = '{value}'"))
         connection.commit()
         yield connection
         connection.rollback()
-        connection.execute(text("RESET statement_timeout"))
+        connection.execute(text("RESET ALL"))
         connection.commit()
 
 
@@ -83,9 +94,7 @@ def _wait_for_lock(connection: Connection, seconds: float) -> None:
 
 def report(connection: Connection, *, release: str) -> SchemaReport:
     """Compare the schema in the database with what this release knows."""
-    script = ScriptDirectory.from_config(_alembic())
-    known = {revision.revision for revision in script.walk_revisions()}
-    head = script.get_current_head() or ""
+    known, head = _revisions()
     if not inspect(connection).has_table("schema_info"):
         return SchemaReport(SchemaState.BEHIND, None, head, None)
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
@@ -93,7 +102,15 @@ def report(connection: Connection, *, release: str) -> SchemaReport:
     return SchemaReport(_verdict(found, head, known, oldest, release), found, head, oldest)
 
 
-def _verdict(found: str | None, head: str, known: set[str], oldest: str, release: str) -> SchemaState:
+@cache
+def _revisions() -> tuple[frozenset[str], str]:
+    """The revisions that this release knows, and the last of them."""
+    script = ScriptDirectory.from_config(_alembic())
+    known = frozenset(revision.revision for revision in script.walk_revisions())
+    return known, script.get_current_head() or ""
+
+
+def _verdict(found: str | None, head: str, known: frozenset[str], oldest: str, release: str) -> SchemaState:
     if found == head:
         return SchemaState.READY
     if found is None or found in known:

@@ -5,6 +5,7 @@ is frozen, or whose disk hangs, would keep a thread of ours for ever.
 """
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -57,17 +58,24 @@ class Watchdog:
             with self._lock:
                 self._watches.discard(watch)
 
+    def shut_all(self) -> None:
+        """Shut every connection that is in use now."""
+        self._shut_those_until(math.inf)
+
     def _watch(self) -> None:
         while True:
             self._work.wait()
-            with self._lock:
-                for watch in [watch for watch in self._watches if watch.until <= time.monotonic()]:
-                    self._watches.discard(watch)
-                    watch.shut = True
-                    _shut(watch.driver)
-                if not self._watches:
-                    self._work.clear()
+            self._shut_those_until(time.monotonic())
             time.sleep(_POLL_SECONDS)
+
+    def _shut_those_until(self, moment: float) -> None:
+        with self._lock:
+            for watch in [watch for watch in self._watches if watch.until <= moment]:
+                self._watches.discard(watch)
+                watch.shut = True
+                _shut(watch.driver)
+            if not self._watches:
+                self._work.clear()
 
 
 def _shut(driver: psycopg.Connection) -> None:

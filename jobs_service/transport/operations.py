@@ -1,6 +1,7 @@
 """The core as the event loop sees it: one batcher for each plural operation, threads for the lists."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -22,10 +23,14 @@ from jobs_service.transport.call import Call
 
 BATCHERS = 6
 """One each: creating, cancelling, reading in three views, looking up users."""
+_CLOSE_SECONDS = 2.0
 
 
 class Operations:
-    """Runs the core's operations for calls. read_seconds: for a list whose caller has no deadline."""
+    """Runs the core's operations for calls.
+
+    read_seconds: for a list whose caller has no deadline. abort: cuts the database connections in use.
+    """
 
     def __init__(
         self,
@@ -35,10 +40,12 @@ class Operations:
         limits: Limits,
         list_threads: int,
         read_seconds: float,
+        abort: Callable[[], None],
     ) -> None:
         self._job_service = job_service
         self._limits = limits
         self._read_seconds = read_seconds
+        self._abort = abort
         self._batch_threads = ThreadPoolExecutor(BATCHERS, thread_name_prefix="batch")
         self._list_threads = ThreadPoolExecutor(list_threads, thread_name_prefix="list")
         self._lists_waiting = 0
@@ -90,10 +97,15 @@ class Operations:
             self._lists_waiting -= 1
 
     async def close(self) -> None:
-        """Refuse new work and finish what was taken."""
+        """Refuse new work and finish what was taken, or cut it off after _CLOSE_SECONDS."""
         self._closed = True
         batchers: list[Batcher[Any, Any]] = [self._create, self._cancel, *self._get.values(), self._users]
-        for batcher in batchers:
-            await batcher.close()
-        self._list_threads.shutdown(cancel_futures=True)
+        lists = asyncio.to_thread(self._list_threads.shutdown, cancel_futures=True)
+        closing = asyncio.gather(lists, *(batcher.close() for batcher in batchers))
+        try:
+            await asyncio.wait_for(asyncio.shield(closing), _CLOSE_SECONDS)
+        except TimeoutError:
+            # By now every caller has its answer or is gone: what still runs runs for nobody.
+            self._abort()
+            await closing
         self._batch_threads.shutdown()

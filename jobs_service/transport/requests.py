@@ -69,7 +69,9 @@ def create_request(caller: Caller, request: jobs_pb2.CreateJobRequest) -> Create
         validate_only=request.validate_only,
         violations=violations,
     )
-    return CreateRequest(caller, checked_job(draft, owner_id=caller.subject_id))
+    # Of an on-behalf call the owner's id is not ours to tell before its sender's role is known.
+    owner_id = caller.user_id if caller.on_behalf_of is None else None
+    return CreateRequest(caller, checked_job(draft, owner_id=owner_id))
 
 
 def get_request(caller: Caller, job_id: str) -> GetRequest:

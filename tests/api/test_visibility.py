@@ -259,3 +259,22 @@ def test_validate_only_writes_nothing_and_answers_the_job_as_it_would_be(world: 
     with refused("PERMISSION_DENIED", "DATASET_PERMISSION_DENIED"):
         world.client(world.user()).create(**fields, validate_only=True)
     assert world.counts() == before
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_who_may_not_call_for_others_learns_nobodys_id_from_the_parameters(world: World, offset: int) -> None:
+    other = world.user()
+    parameters = {"file_path": "a", "user_id": other.user_id + offset}
+    with refused("PERMISSION_DENIED", "ROLE_REQUIRED"):
+        world.client(world.user(), on_behalf_of=other).create(run_parameters=parameters)
+
+
+def test_a_program_names_no_other_owner_in_the_parameters(world: World) -> None:
+    dataset = world.dataset()
+    owner = world.user(grants={dataset: Level.WRITE})
+    program = world.client(world.user(Role.SERVICE), on_behalf_of=owner)
+    right = {"file_path": "a", "user_id": owner.user_id}
+    assert program.create(dataset_id=dataset, run_parameters=right).job.user_id == owner.user_id
+    with refused("INVALID_ARGUMENT", "INVALID_FIELD") as refusal:
+        program.create(dataset_id=dataset, run_parameters=right | {"user_id": owner.user_id + 1})
+    assert list(refusal.it.violations) == ["run_parameters.user_id"]

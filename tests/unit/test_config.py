@@ -175,3 +175,8 @@ def test_settings_that_must_not_serve(environment: dict[str, str], complaint: st
 
 def test_commands_that_do_not_serve_load_what_must_not_serve() -> None:
     assert not load(OPEN | EXTERNAL).embedded
+
+
+def test_a_direct_url_needs_the_url_that_it_is_another_way_to() -> None:
+    with pytest.raises(ConfigError, match="JOBS_DIRECT_DATABASE_URL"):
+        load({"JOBS_DIRECT_DATABASE_URL": "postgresql://db/jobs"})

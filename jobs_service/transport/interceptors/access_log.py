@@ -33,6 +33,8 @@ class AccessLog(CallInterceptor):
         context.set_trailing_metadata(((CORRELATION_ID, call.correlation_id),))
         began = time.perf_counter()
         try:
+            # In front for those who log headers, in the trailers for refusals that have nothing else.
+            await context.send_initial_metadata(((CORRELATION_ID, call.correlation_id),))
             yield
         except asyncio.CancelledError:
             # Whoever waited is gone; a deadline that passed on the client's side looks the same.
