@@ -91,3 +91,12 @@ def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
     world = World(url, service.target)
     yield world
     world.close()
+
+
+@pytest.fixture(scope="module")
+def module_world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
+    """The same for a module's tables of cases, none of which looks at what the others leave."""
+    url, service = shared_service
+    world = World(url, service.target)
+    yield world
+    world.close()

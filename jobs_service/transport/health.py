@@ -29,7 +29,7 @@ class _Servicer(health_aio.HealthServicer):
         self._listed[service] = status
         await super().set(service, status)
 
-    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def List(self, request: Any, context: Any) -> Any:
         """Answer the health of every service."""
         statuses = {
             name: health_pb2.HealthCheckResponse(status=status) for name, status in self._listed.items()

@@ -30,9 +30,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self._operations = operations
         self._authenticator = authenticator
 
-    async def CreateJob(  # noqa: N802
-        self, request: jobs_pb2.CreateJobRequest, context: Any
-    ) -> jobs_pb2.CreateJobResponse:
+    async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Any) -> jobs_pb2.CreateJobResponse:
         """Create a job."""
         call, caller = _current()
         size = request.ByteSize()
@@ -40,9 +38,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         result = await self._operations.create(wanted, call)
         return await _converted(size, lambda: responses.create_response(result))
 
-    async def ListJobs(  # noqa: N802
-        self, request: jobs_pb2.ListJobsRequest, context: Any
-    ) -> jobs_pb2.ListJobsResponse:
+    async def ListJobs(self, request: jobs_pb2.ListJobsRequest, context: Any) -> jobs_pb2.ListJobsResponse:
         """Show a page of jobs."""
         call, caller = _current()
         requests.check_list(request)
@@ -60,9 +56,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         page = await self._operations.list(asked, call)
         return await asyncio.to_thread(_list_response, page, wanted, view)
 
-    async def GetJob(  # noqa: N802
-        self, request: jobs_pb2.GetJobRequest, context: Any
-    ) -> jobs_pb2.GetJobResponse:
+    async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Any) -> jobs_pb2.GetJobResponse:
         """Show a job."""
         call, caller = _current()
         wanted, view = requests.get_request_and_view(caller, request)
@@ -71,7 +65,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             job.payload_bytes, lambda: jobs_pb2.GetJobResponse(job=responses.to_message(job, view))
         )
 
-    async def GetJobStatus(  # noqa: N802
+    async def GetJobStatus(
         self, request: jobs_pb2.GetJobStatusRequest, context: Any
     ) -> jobs_pb2.GetJobStatusResponse:
         """Show how far a job is."""
@@ -80,9 +74,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         job = await self._operations.get(wanted, JobView.STATUS, call)
         return await _converted(job.payload_bytes, lambda: responses.status_response(job))
 
-    async def CancelJob(  # noqa: N802
-        self, request: jobs_pb2.CancelJobRequest, context: Any
-    ) -> jobs_pb2.CancelJobResponse:
+    async def CancelJob(self, request: jobs_pb2.CancelJobRequest, context: Any) -> jobs_pb2.CancelJobResponse:
         """Cancel a job."""
         call, caller = _current()
         job = await self._operations.cancel(requests.cancel_request(caller, request), call)

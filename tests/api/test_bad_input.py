@@ -1,7 +1,6 @@
 """Every field of every request: what it takes, what it refuses, and how the refusal names it."""
 
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from jobs.v1 import jobs_pb2
 from jobs_service.model.caller import Level
 from tests.support.judge import METHODS, Judge, message, tagged, varint
 from tests.support.request_cases import CASES, UUID, Case, request_fields
-from tests.support.service import ServiceProcess
 from tests.support.world import World
 
 # How many jobs and events an accepted call adds.
@@ -30,12 +28,8 @@ _VARINT = _NUMBERS | {FieldDescriptor.CPPTYPE_BOOL}
 
 
 @pytest.fixture(scope="module")
-def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
-    """One world for all cases: none of them looks at what the others leave."""
-    url, service = shared_service
-    world = World(url, service.target)
-    yield world
-    world.close()
+def world(module_world: World) -> World:
+    return module_world
 
 
 @pytest.fixture(scope="module")

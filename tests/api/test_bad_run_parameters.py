@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from jobs.v1 import jobs_pb2
 from jobs_service.model.caller import Level, Role
 from tests.support.judge import Answer, Judge, message, tagged
-from tests.support.service import ServiceProcess
 from tests.support.world import User, World
 
 COMMIT = "9f2c4a7d0b1e3f5a6c8d9e0f1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d"
@@ -24,12 +22,8 @@ DATASET, OWNER = object(), object()
 
 
 @pytest.fixture(scope="module")
-def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
-    """One world for all cases: none of them looks at what the others leave."""
-    url, service = shared_service
-    world = World(url, service.target)
-    yield world
-    world.close()
+def world(module_world: World) -> World:
+    return module_world
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,15 @@ from jobs_service.core.run_parameters import schema
 from jobs_service.model.caller import Level
 from jobs_service.model.job import JobStatus, RunType
 from tests.support.judge import Answer, Judge
-from tests.support.service import ServiceProcess
 from tests.support.world import User, World
 
-PAYLOADS = sorted((Path(__file__).parent / "payloads").glob("*.json"))
+PAYLOADS = sorted((Path(__file__).parents[1] / "payloads").glob("*.json"))
 BIG = 2**53 - 1
 
 
 @pytest.fixture(scope="module")
-def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
-    """One world for all cases: none of them looks at what the others leave."""
-    url, service = shared_service
-    world = World(url, service.target)
-    yield world
-    world.close()
+def world(module_world: World) -> World:
+    return module_world
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +300,7 @@ def test_the_results_in_use_come_back_as_they_were_written(
 def test_numbers_can_be_read_as_integers_in_sql(
     judge: Judge, datasets: list[int], owner: User, file: str, path: str, value: int | str
 ) -> None:
-    payload = _payload(Path(__file__).parent / "payloads" / f"{file}.json", datasets, owner)
+    payload = _payload(Path(__file__).parents[1] / "payloads" / f"{file}.json", datasets, owner)
     job = create(judge, payload["run_type"], datasets[0], payload["run_parameters"]).response.job
     query = f"SELECT ({path})::int FROM jobs WHERE job_id = %s"
     expected = datasets[0] if isinstance(value, str) else value

@@ -2,7 +2,6 @@
 
 import random
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -62,12 +61,8 @@ FULL: dict[str, Message] = {
 
 
 @pytest.fixture(scope="module")
-def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
-    """One world for all cases: none of them looks at what the others leave."""
-    url, service = shared_service
-    world = World(url, service.target)
-    yield world
-    world.close()
+def world(module_world: World) -> World:
+    return module_world
 
 
 @pytest.fixture(scope="module")

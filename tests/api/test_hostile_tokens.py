@@ -66,12 +66,8 @@ def signed_by_hand(content: Any, secret: bytes, algorithm: str, **header: Any) -
 
 
 @pytest.fixture(scope="module")
-def world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
-    """One world for all cases: none of them looks at what the others leave."""
-    url, service = shared_service
-    world = World(url, service.target)
-    yield world
-    world.close()
+def world(module_world: World) -> World:
+    return module_world
 
 
 @pytest.fixture(scope="module")

@@ -390,7 +390,7 @@ def test_on_behalf_calls_are_for_programs_and_users_alone(world: World, role: Ro
 
     wrong = []
     for named, header in headers.items():
-        got = answer(lambda header=header: ask(header), {header: "<them>"})  # type: ignore[misc]
+        got = answer(lambda header=header: ask(header), {header: "<them>"})  # type: ignore[misc] # mypy infers no type for a default
         expected = NAMED[named][role in SENDERS]
         if got != expected:
             wrong.append(f"{rpc} of {role} for {named}: got '{got}', expected '{expected}'")

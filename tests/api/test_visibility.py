@@ -67,8 +67,8 @@ def test_a_job_one_may_not_see_is_answered_like_one_that_is_not_there(
         client.metadata += SAME
         for write in (str.lower, str.upper):
             missing = str(uuid.uuid4())
-            hidden_answer = refusal_without(lambda: ask(client, rpc, write(job_id)), job_id)  # noqa: B023
-            missing_answer = refusal_without(lambda: ask(client, rpc, write(missing)), missing)  # noqa: B023
+            hidden_answer = refusal_without(lambda: ask(client, rpc, write(job_id)), job_id)  # noqa: B023 - called now
+            missing_answer = refusal_without(lambda: ask(client, rpc, write(missing)), missing)  # noqa: B023 - called now
             assert hidden_answer == missing_answer
             assert hidden_answer[0] is grpc.StatusCode.NOT_FOUND
             assert b"<id>" in dict(hidden_answer[3])["grpc-status-details-bin"]
@@ -116,7 +116,7 @@ def test_only_an_admin_learns_which_data_sets_exist(world: World, validate_only:
         for client in (world.client(user), world.client(admin, on_behalf_of=user)):
             client.metadata += SAME
             answers = [
-                refusal_without(lambda: create(client, number), number)  # noqa: B023
+                refusal_without(lambda: create(client, number), number)  # noqa: B023 - called now
                 for number in (foreign, NO_DATASET)
             ]
             assert answers[0] == answers[1]

@@ -21,7 +21,7 @@ from tests.e2e.clients import (
 )
 from tests.e2e.demo import ADMIN, ALICE, BOB, EVE, PROGRAM, Demo
 
-PAYLOADS = Path(__file__).parent / "payloads"
+PAYLOADS = Path(__file__).parents[1] / "payloads"
 NOBODYS_JOB = "01900000-0000-7000-8000-000000000000"
 FIVE = ["CancelJob", "CreateJob", "GetJob", "GetJobStatus", "ListJobs"]
 

@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
         _fail(NO_FOLDER, f"cannot enter {folder}", error)
     if program:
         try:
-            os.execvp(program[0], program)  # noqa: S606
+            os.execvp(program[0], program)
         except OSError as error:
             _fail(NO_PROGRAM, f"cannot run {program[0]}", error)
 

@@ -57,7 +57,7 @@ class Launcher:
     def run(self, *program: str | Path, stdin: str = "", timeout: float = 60) -> Finished:
         """Run a program to its end. Raises EmbeddedPostgresError after `timeout` seconds."""
         try:
-            done = subprocess.run(  # noqa: S603
+            done = subprocess.run(
                 self._command(program),
                 check=False,
                 input=stdin,
@@ -79,7 +79,7 @@ class Launcher:
         It has a session of its own, so that Ctrl-C, or SIGTERM to the service's process group, does not reach
         it before the service has finished with it.
         """
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             self._command(program),
             stdin=subprocess.DEVNULL,
             stdout=output,
