@@ -10,8 +10,8 @@ RUN /opt/jobs-service/bin/pip install --no-cache-dir --disable-pip-version-check
     && /opt/jobs-service/bin/python -m compileall -q /opt/jobs-service/lib
 
 FROM python:3.11.14-slim-bookworm
-RUN groupadd --system --gid 10001 jobs \
-    && useradd --system --uid 10001 --gid jobs --home-dir /nonexistent --shell /usr/sbin/nologin jobs
+RUN groupadd --gid 10001 jobs \
+    && useradd --uid 10001 --gid jobs --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin jobs
 COPY --from=build /opt/jobs-service /opt/jobs-service
 ENV PATH=/opt/jobs-service/bin:$PATH \
     PYTHONUNBUFFERED=1 \

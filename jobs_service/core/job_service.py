@@ -37,8 +37,8 @@ PAGE_BYTES = 3 * 1024 * 1024
 class JobService:
     """Creates, shows, lists and cancels jobs.
 
-    Every operation raises DatabaseUnavailable (TransactionRolledBack where it may be rerun as it is)
-    and Overloaded, beside what its own docstring says.
+    Every operation raises DatabaseUnavailable (TransactionRolledBack where it may be rerun as it is),
+    beside what its own docstring says.
     """
 
     def __init__(self, database: Database) -> None:

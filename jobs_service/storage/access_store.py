@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Connection, Integer, bindparam, delete, func, select
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import insert
 
 from jobs_service.model.caller import Caller, Level, Role, Standing
 from jobs_service.model.job import RunType
@@ -41,8 +41,7 @@ _STANDINGS = (
     )
     .order_by(_asked.c.n)
 )
-_ids = bindparam("ids", type_=ARRAY(BigInteger))
-_EXISTING = select(users.c.user_id).where(users.c.user_id == func.any(_ids))
+_EXISTING = select(users.c.user_id).where(users.c.user_id == bindparam("user_id"))
 _BY_SOEID = select(users.c.soeid, users.c.user_id).where(users.c.soeid == func.any(bindparam("soeids")))
 
 
@@ -94,7 +93,7 @@ class AccessStore:
 
     def user_exists(self, user_id: int) -> bool:
         """Whether there is a user of that id."""
-        return self._connection.execute(_EXISTING, {"ids": [user_id]}).first() is not None
+        return self._connection.execute(_EXISTING, {"user_id": user_id}).first() is not None
 
     def user_ids(self, soeids: Collection[str]) -> dict[str, int]:
         """Return the ids of those of these SOEIDs (in lower case) that somebody has."""

@@ -52,7 +52,8 @@ class SchemaReport:
 def migrate(engine: Engine, *, wait_seconds: float = 600.0) -> None:
     """Bring the schema to this release's head; safe from any number of replicas at once.
 
-    Needs a direct connection (an advisory lock belongs to a session). Raises MigrationLockTimeout.
+    Needs a direct connection (an advisory lock belongs to a session). Raises MigrationLockTimeout,
+    DatabaseUnavailable, and RowLocked where others hold a table for too long.
     """
     with _session(engine.execution_options(isolation_level="AUTOCOMMIT")) as lock:
         _wait_for_lock(lock, wait_seconds)

@@ -149,7 +149,7 @@ def run_split(
     """
     try:
         results = run_again(lambda: run(items))
-    except (DatabaseUnavailable, Overloaded) as error:
+    except DatabaseUnavailable as error:
         # Perhaps committed, perhaps not: to run any part of it again could do it twice.
         return [error] * len(items)
     except Exception as error:
