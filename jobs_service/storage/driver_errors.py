@@ -16,6 +16,7 @@ from jobs_service.model.errors import (
 
 _RERUN = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _LOCK_TIMEOUT = "55P03"
+_INSUFFICIENT_PRIVILEGE = "42501"
 _QUERY_CANCELED = "57014"
 # The server answers, but not to us, not now: going down, coming up, a standby, out of connections,
 # disk or memory.
@@ -31,6 +32,10 @@ class UnusableDatabaseUrl(ValueError):
 
 class UnexpectedDatabaseError(Exception):
     """A fault of ours that the database found. Holds no value of any row: those are not for logs."""
+
+
+class PrivilegeMissing(UnexpectedDatabaseError):
+    """The database's user may not do this; the README says what it needs."""
 
 
 def of_connect(error: DBAPIError) -> Exception:
@@ -65,6 +70,8 @@ def _of_commit(error: DBAPIError) -> Exception:
 def _unexpected(error: DBAPIError) -> Exception:
     # The driver's own text has a DETAIL with the row in it.
     primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
+        return PrivilegeMissing(f"the database's user lacks a privilege: {primary}")
     return UnexpectedDatabaseError(f"{type(error.orig).__name__}: {primary}")
 
 

@@ -1,0 +1,92 @@
+"""What the README says about running the service in production, done as it says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from jobs_service.cli import ExitCode
+from jobs_service.model.caller import Level
+from tests.conftest import service_settings
+from tests.e2e.load import serving
+from tests.support.client import Client
+from tests.support.documents import blocks
+from tests.support.postgres import PostgresServer, connect
+from tests.support.service import run_command
+from tests.support.world import World
+
+FORBIDDEN = (
+    "CREATE TABLE mine (x INT)",
+    "ALTER TABLE jobs ADD COLUMN mine INT",
+    "DROP TABLE jobs",
+    "TRUNCATE jobs",
+    "CREATE INDEX mine ON jobs (priority)",
+    "CREATE ROLE mine",
+    "CREATE SCHEMA mine",
+)
+
+
+@pytest.fixture
+def urls(postgres: PostgresServer) -> Iterator[tuple[str, str]]:
+    """The URLs of the owner and of the user that serves, made by the README's own statements."""
+    as_superuser, as_owner = blocks("The database's users", "sql")
+    with connect(postgres.postgres.url()) as sql:
+        # The tests' servers have a database of that name already.
+        for statement in as_superuser.replace("DATABASE jobs", "DATABASE production").split(";")[:-1]:
+            sql.execute(statement.encode())
+    url = make_url(postgres.postgres.url()).set(database="production")
+    owner = url.set(username="jobs_owner", password="choose one").render_as_string(hide_password=False)
+    app = url.set(username="jobs_app", password="choose another").render_as_string(hide_password=False)
+    with connect(owner) as sql:
+        sql.execute(as_owner.encode())
+    yield owner, app
+    with connect(postgres.postgres.url()) as sql:
+        sql.execute("DROP DATABASE production WITH (FORCE)")
+        sql.execute("DROP ROLE jobs_app")
+        sql.execute("DROP ROLE jobs_owner")
+
+
+def migrate(owner_url: str) -> None:
+    """As the README says, with the owner's URL."""
+    migrated = run_command("migrate", settings={"JOBS_DATABASE_URL": owner_url})
+    assert migrated.returncode == ExitCode.OK, migrated.stderr
+
+
+def use_every_rpc(world: World) -> None:
+    """As a user who may write a data set; the history is there as well."""
+    dataset = world.dataset()
+    user = world.user(grants={dataset: Level.WRITE})
+    client: Client = world.client(user)
+    job = client.create(dataset_id=dataset).job
+    assert client.get(job.job_id).job_id == job.job_id
+    assert client.status(job.job_id).version == 1
+    assert client.cancel(job.job_id).cancelled_by_soeid == user.soeid
+    assert [shown.job_id for shown in client.list().jobs] == [job.job_id]
+    assert len(world.events(job.job_id)) == 2
+
+
+def test_it_serves_as_a_user_who_owns_nothing_and_can_change_no_table(
+    urls: tuple[str, str], tmp_path: Path
+) -> None:
+    owner, app = urls
+    migrate(owner)
+    with serving(tmp_path, service_settings(app, tmp_path)) as service:
+        world = World(app, service.target)
+        use_every_rpc(world)
+        world.close()
+        assert service.stop() == ExitCode.OK
+    with connect(app) as sql:
+        for statement in FORBIDDEN:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                sql.execute(statement.encode())
+
+
+def test_the_user_that_serves_can_not_migrate(urls: tuple[str, str]) -> None:
+    _, app = urls
+    refused = run_command("migrate", settings={"JOBS_DATABASE_URL": app})
+    assert refused.returncode == ExitCode.DATABASE
+    assert refused.stderr == (
+        "jobs-service: the database's user lacks a privilege: permission denied for schema public\n"
+    )
