@@ -13,7 +13,7 @@ from uuid import UUID
 from jobs_service.core import permissions
 from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.permissions import Action
-from jobs_service.model.errors import JobNotCancellable, JobsError, RowLocked, UserNotFound
+from jobs_service.model.errors import JobNotCancellable, JobNotFound, JobsError, RowLocked, UserNotFound
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import (
     CancelRequest,
@@ -29,6 +29,7 @@ from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Database, Transaction
 from jobs_service.storage.event_store import Event
 from jobs_service.storage.job_list import TOTAL_CAP
+from jobs_service.storage.job_store import FoundJob, LockedJobs
 
 PAGE_BYTES = 3 * 1024 * 1024
 """run_parameters and output_summaries of a page, as compact JSON, together (the first job always fits)."""
@@ -57,18 +58,9 @@ class JobService:
         """Return the jobs asked for. Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound."""
         with self._database.one_statement() as tx:
             found = tx.jobs.find(requests, view)
-        results: list[Job | JobsError] = []
-        for request, answer in zip(requests, found, strict=True):
-            try:
-                permissions.require_known(request.caller, answer.standing)
-                results.append(
-                    permissions.require_job(
-                        Action.SHOW, request.caller, answer.standing, answer.job, request.job_id
-                    )
-                )
-            except JobsError as refusal:
-                results.append(refusal)
-        return results
+        return [
+            _decided(Action.SHOW, request, answer) for request, answer in zip(requests, found, strict=True)
+        ]
 
     def list_jobs(self, request: ListRequest, *, seconds: float) -> Page:
         """Return a page of the jobs that the caller may see, and their number if asked for.
@@ -111,26 +103,19 @@ class JobService:
 
     def _cancel_jobs(self, requests: Sequence[CancelRequest], *, wait: bool) -> list[Job | JobsError]:
         with self._database.transaction() as tx:
-            found = tx.jobs.lock([request.job_id for request in requests], wait=wait)
-            jobs = found.jobs
-            questions = [_about_job(request, jobs.get(request.job_id)) for request in requests]
-            standings = tx.access.standings(questions)
+            allowed = _allowed_to_cancel(tx, requests)
+            found = tx.jobs.lock([job.job_id for job in allowed if isinstance(job, Job)], wait=wait)
             winners: dict[UUID, CancelRequest] = {}
             results: list[Job | JobsError] = []
-            for request, standing in zip(requests, standings, strict=True):
+            for request, allowance in zip(requests, allowed, strict=True):
                 try:
-                    permissions.require_known(request.caller, standing)
-                    job = permissions.require_job(
-                        Action.CANCEL, request.caller, standing, jobs.get(request.job_id), request.job_id
-                    )
-                    if job.job_id not in found.locked:
-                        raise RowLocked
+                    job = _locked_job(allowance, found)
                     _require_cancellable(job, winners.get(job.job_id))
                     winners[job.job_id] = request
                     results.append(job)
                 except JobsError as refusal:
                     results.append(refusal)
-            cancelled = _cancel(tx, jobs, winners)
+            cancelled = _cancel(tx, found.jobs, winners)
         return [cancelled[result.job_id] if isinstance(result, Job) else result for result in results]
 
 
@@ -159,8 +144,31 @@ def _with_payloads(tx: Transaction, jobs: list[Job]) -> list[Job]:
     ]
 
 
-def _about_job(request: CancelRequest, job: Job | None) -> StandingQuestion:
-    return StandingQuestion(request.caller, None if job is None else job.dataset_id)
+def _allowed_to_cancel(tx: Transaction, requests: Sequence[CancelRequest]) -> list[Job | JobsError]:
+    """Decide who may before anything is locked: nobody holds, or waits for, what is not theirs to change."""
+    asked = [GetRequest(request.caller, request.job_id) for request in requests]
+    found = tx.jobs.find(asked, JobView.BASIC)
+    return [_decided(Action.CANCEL, request, answer) for request, answer in zip(asked, found, strict=True)]
+
+
+def _locked_job(allowance: Job | JobsError, found: LockedJobs) -> Job:
+    """The job as it is under its lock. Raises the refusal, RowLocked, JobNotFound."""
+    if isinstance(allowance, JobsError):
+        raise allowance
+    if allowance.job_id not in found.jobs:
+        raise JobNotFound(job_id=allowance.job_id)
+    if allowance.job_id not in found.locked:
+        raise RowLocked
+    return found.jobs[allowance.job_id]
+
+
+def _decided(action: Action, request: GetRequest, found: FoundJob) -> Job | JobsError:
+    """The job, or why the caller may not do this with it."""
+    try:
+        permissions.require_known(request.caller, found.standing)
+        return permissions.require_job(action, request.caller, found.standing, found.job, request.job_id)
+    except JobsError as refusal:
+        return refusal
 
 
 def _require_cancellable(job: Job, winner: CancelRequest | None) -> None:

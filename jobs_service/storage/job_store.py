@@ -13,12 +13,13 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     func,
+    or_,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
-from jobs_service.model.caller import Standing
+from jobs_service.model.caller import Role, Standing
 from jobs_service.model.job import Job, JobStatus, JobView, NewJob
 from jobs_service.model.requests import GetRequest
 from jobs_service.storage.access_store import level_named, role_named
@@ -39,7 +40,7 @@ class JobInsert:
 
 @dataclass(frozen=True, slots=True)
 class FoundJob:
-    """A job as read and how the asking caller stands to it. job is None where there is none."""
+    """A job as read and how the asking caller stands to it. job is None where the caller sees none."""
 
     job: Job | None
     standing: Standing
@@ -125,6 +126,22 @@ _asked = recordset(
 )
 _asker = users.alias("asker")
 _subject = users.alias("subject")
+_any_level = (
+    select(dataset_permissions.c.level)
+    .where(
+        dataset_permissions.c.user_id == _asked.c.subject_id,
+        dataset_permissions.c.dataset_id == jobs.c.dataset_id,
+    )
+    .correlate(_asked, jobs)
+    .exists()
+)
+# What the asker will not be shown is not read either: a large payload would tell by its time that it exists.
+_visible = or_(_asked.c.caller_id == _asked.c.subject_id, _asker.c.role != Role.USER.value) & or_(
+    _subject.c.role == Role.ADMIN.value,
+    jobs.c.owner_id == _asked.c.subject_id,
+    jobs.c.creator_id == _asked.c.subject_id,
+    _any_level,
+)
 _FIND = {
     view: select(
         _asker.c.role.label("caller_role"),
@@ -133,10 +150,11 @@ _FIND = {
         *columns,
     )
     .select_from(
-        with_names(_asked.outerjoin(jobs, jobs.c.job_id == _asked.c.job_id))
-        .outerjoin(_asker, _asker.c.user_id == _asked.c.caller_id)
-        .outerjoin(_subject, _subject.c.user_id == _asked.c.subject_id)
-        .outerjoin(
+        with_names(
+            _asked.outerjoin(_asker, _asker.c.user_id == _asked.c.caller_id)
+            .outerjoin(_subject, _subject.c.user_id == _asked.c.subject_id)
+            .outerjoin(jobs, (jobs.c.job_id == _asked.c.job_id) & _visible)
+        ).outerjoin(
             dataset_permissions,
             (dataset_permissions.c.user_id == _asked.c.subject_id)
             & (dataset_permissions.c.dataset_id == jobs.c.dataset_id),
@@ -204,7 +222,10 @@ class JobStore:
         return {keys[row.n]: EarlierJob(job_of(row), bytes(row.request_hash)) for row in found}
 
     def find(self, requests: Sequence[GetRequest], view: JobView) -> list[FoundJob]:
-        """Answer each request in the order asked, in one statement; a job may be asked for twice."""
+        """Answer each request in the order asked, in one statement; a job may be asked for twice.
+
+        A job that the asker may surely not see is left out like one that is not there.
+        """
         asked = [
             {
                 "n": n,
