@@ -25,6 +25,7 @@ from jobs_service.storage.schema import SchemaReport, SchemaState
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.batcher import Limits
 from jobs_service.transport.health import Health
+from jobs_service.transport.interceptors.admission import Bounds
 from jobs_service.transport.operations import BATCHERS, Operations
 from jobs_service.transport.server import JOBS_SERVICE, Server, ServerSettings
 from jobs_service.transport.tokens import TokenKey, TokenVerifier, UnusableKey, development_key, load_key
@@ -173,7 +174,12 @@ async def _serve(
     operations = Operations(
         JobService(storage.database),
         AccessService(storage.database),
-        limits=Limits(rows=config.batch_rows, waiting=config.max_waiting, seconds=config.batch_seconds),
+        limits=Limits(
+            rows=config.batch_rows,
+            waiting=config.max_waiting,
+            seconds=config.batch_seconds,
+            patience=config.max_wait_seconds,
+        ),
         list_threads=config.list_threads,
         read_seconds=config.read_seconds,
         abort=storage.database.abort,
@@ -212,6 +218,13 @@ def _server_settings(config: Config) -> ServerSettings:
         max_connection_age=config.max_connection_age_seconds,
         drain_delay=config.drain_delay_seconds,
         drain=config.drain_seconds,
+        streams=config.max_streams,
+        bounds=Bounds(
+            calls=config.max_calls,
+            request_bytes=config.max_request_bytes,
+            answer_bytes=config.max_answer_bytes,
+            transfer_seconds=config.max_transfer_seconds,
+        ),
     )
 
 

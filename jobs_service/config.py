@@ -136,6 +136,39 @@ class Config:
         _number(1, 1_000_000, int),
         "Calls of one method that may wait; more are refused with RESOURCE_EXHAUSTED.",
     )
+    max_wait_seconds: float = _setting(
+        "10",
+        _number(0.1, 600),
+        "How long a call may wait for its turn, with or without a deadline: whoever waits longer is"
+        " mostly gone, and serving it would make the next one late too.",
+    )
+    max_calls: int = _setting(
+        "4000",
+        _number(1, 1_000_000, int),
+        "Calls in progress, health and reflection apart: about a second of work, and room beside one"
+        " method whose queue is full.",
+    )
+    max_request_bytes: int = _setting(
+        "67108864",
+        _number(4_194_304, 2**40, int),
+        "Bytes of the requests in progress, as sent. Decoded they take up to 15 times as much.",
+    )
+    max_answer_bytes: int = _setting(
+        "268435456",
+        _number(4_194_304, 2**40, int),
+        "Bytes of the answers on the way. Beyond it the oldest are cut off: their clients do not read.",
+    )
+    max_transfer_seconds: float = _setting(
+        "30",
+        _number(1, 3600),
+        "How long a client may take to send a request, and to take its answer.",
+    )
+    max_streams: int = _setting(
+        "100",
+        _number(1, 1_000_000, int),
+        "Calls in progress on one connection; the client keeps more back by itself. No connection alone"
+        " can fill the service, and a proxy for many callers needs several.",
+    )
     keepalive_seconds: float = _setting(
         "60", _number(1, 7200), "A connection that is silent for this long is pinged."
     )

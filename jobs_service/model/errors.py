@@ -135,9 +135,9 @@ class JobNotCancellable(JobsError):
 
 
 class Overloaded(JobsError):
-    """Too many calls wait already. Metadata: limit."""
+    """Too much at once; nothing was done. Metadata: limit, resource (of what there is too much)."""
 
-    sentence = "The service is overloaded: {limit} calls are waiting already. Try again shortly."
+    sentence = "The service is overloaded: its limit of {limit} {resource} is reached. Try again shortly."
 
 
 class ShuttingDown(JobsError):

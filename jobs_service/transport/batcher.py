@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -36,17 +36,20 @@ _log = logging.getLogger(__name__)
 class Limits:
     """rows, size: of one batch; size in whatever unit callers weigh items in. waiting: calls in the queue.
 
-    seconds: after this long no part of a failed batch is tried again.
+    seconds: after this long no part of a failed batch is tried again. patience: how many seconds a call
+    may wait for its batch to begin.
     """
 
     rows: int = 100
     size: int = 8 * 1024 * 1024
     waiting: int = 2_000
     seconds: float = 10.0
+    patience: float = 10.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
+    since: float
     item: Item
     size: int
     deadline: float | None
@@ -70,7 +73,9 @@ class Batcher(Generic[Item, Result]):
         self._run = run
         self._executor = executor
         self._limits = limits
-        self._queue: deque[_Waiting[Item, Result]] = deque()
+        # In order of arrival; whoever leaves is taken out at once, with what it holds.
+        self._queue: OrderedDict[_Waiting[Item, Result], None] = OrderedDict()
+        self._watch: asyncio.TimerHandle | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -78,19 +83,25 @@ class Batcher(Generic[Item, Result]):
         """Run the operation for one item.
 
         deadline: on the monotonic clock; an item whose batch has not begun by then is not run and
-        raises DeadlineExceeded. Raises Overloaded when the queue is full, ShuttingDown after close,
-        and the item's own error.
+        raises DeadlineExceeded. Raises Overloaded when the queue is full or was for too long (the item
+        was not run), ShuttingDown after close, and the item's own error.
         """
         if self._closed:
             raise ShuttingDown
         if len(self._queue) >= self._limits.waiting:
-            raise Overloaded(limit=self._limits.waiting)
-        waiting = _Waiting[Item, Result](item, size, deadline, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+            raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting[Item, Result](time.monotonic(), item, size, deadline, loop.create_future())
+        self._queue[waiting] = None
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        # A caller that leaves cancels this future alone: the batch it is in goes on.
-        outcome = await waiting.outcome
+        if self._watch is None:
+            self._watch = loop.call_later(self._limits.patience, self._expire)
+        try:
+            # A caller that leaves cancels this future alone: the batch it is in goes on.
+            outcome = await waiting.outcome
+        finally:
+            self._queue.pop(waiting, None)
         if isinstance(outcome, Exception):
             raise outcome.with_traceback(None)
         return outcome
@@ -100,6 +111,8 @@ class Batcher(Generic[Item, Result]):
         self._closed = True
         if self._worker is not None:
             await self._worker
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,10 +136,10 @@ class Batcher(Generic[Item, Result]):
         batch: list[_Waiting[Item, Result]] = []
         size, now = 0, time.monotonic()
         while self._queue and len(batch) < self._limits.rows:
-            waiting = self._queue[0]
+            waiting = next(iter(self._queue))
             if batch and size + waiting.size > self._limits.size:
                 break
-            self._queue.popleft()
+            del self._queue[waiting]
             if waiting.outcome.done():
                 continue
             if waiting.deadline is not None and waiting.deadline <= now:
@@ -135,6 +148,22 @@ class Batcher(Generic[Item, Result]):
             size += waiting.size
             batch.append(waiting)
         return batch
+
+    def _expire(self) -> None:
+        """Refuse those who have waited for too long, also while a batch stands still."""
+        self._watch = None
+        now = time.monotonic()
+        while self._queue:
+            waiting = next(iter(self._queue))
+            left = waiting.since + self._limits.patience - now
+            if left > 0:
+                # Not at every arrival: one timer for all, set to the oldest.
+                self._watch = asyncio.get_running_loop().call_later(left, self._expire)
+                return
+            del self._queue[waiting]
+            if not waiting.outcome.done():
+                error = Overloaded(limit=f"{self._limits.patience:g}", resource="seconds of waiting")
+                waiting.outcome.set_result(error)
 
     def _attempt(self, items: Sequence[Item]) -> list[Result | Exception]:
         return run_split(self._run, items, give_up=time.monotonic() + self._limits.seconds)

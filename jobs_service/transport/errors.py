@@ -1,5 +1,8 @@
 """Errors of the core as gRPC statuses: one table, and how its rows are written into the trailers."""
 
+import random
+from functools import lru_cache
+
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -13,6 +16,7 @@ DOMAIN = "jobs.v1"
 MAX_DETAILS_BYTES = 4 * 1024
 """Trailers over 8 KiB hide the whole status from some clients; the message stands in them twice."""
 MAX_MESSAGE = 500
+DETAILS = "grpc-status-details-bin"
 
 Reason = errors_pb2.ErrorReason
 
@@ -44,7 +48,9 @@ STATUS: dict[type[JobsError], tuple[StatusCode, errors_pb2.ErrorReason.ValueType
 }
 
 RETRY_SECONDS: dict[StatusCode, float] = {StatusCode.UNAVAILABLE: 1.0, StatusCode.RESOURCE_EXHAUSTED: 0.5}
-"""What RetryInfo asks a client to wait before it tries again."""
+"""What RetryInfo asks a client to wait before it tries again, on the average."""
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer by which gRPC's own retries (gRFC A6) wait as long as RetryInfo says."""
 
 
 def code_of(error: JobsError) -> StatusCode:
@@ -62,17 +68,49 @@ def message_of(error: JobsError) -> str:
     return str(error)[:MAX_MESSAGE]
 
 
-def rich_status(error: JobsError) -> bytes:
-    """Return the google.rpc.Status of an error, as grpc-status-details-bin carries it."""
+def retry_milliseconds(error: JobsError) -> int | None:
+    """Return how long to wait before trying again, None where that would be no use.
+
+    Spread over half to one and a half of the table's time: whoever was refused together must not come
+    back together. In steps of 10 ms.
+    """
+    seconds = RETRY_SECONDS.get(code_of(error))
+    return None if seconds is None else round(seconds * random.uniform(50, 150)) * 10  # noqa: S311 - no secret
+
+
+def details(error: JobsError) -> list[tuple[str, str | bytes]]:
+    """Return the trailers that say more than the status: its rich form, and how long to wait.
+
+    Only Overloaded is pushed back on: nothing was done. After UNAVAILABLE that is not sure, and
+    another replica may answer at once.
+    """
+    wait = retry_milliseconds(error)
+    if not isinstance(error, model.Overloaded):
+        return [(DETAILS, rich_status(error, wait))]
+    data = _overloaded(tuple(error.metadata.items()), wait)
+    return [(DETAILS, data), (PUSHBACK, str(wait))]
+
+
+@lru_cache(maxsize=1000)
+def _overloaded(metadata: tuple[tuple[str, str], ...], wait: int | None) -> bytes:
+    """What is answered most when there is least time for it."""
+    return rich_status(model.Overloaded(**dict(metadata)), wait)
+
+
+def rich_status(error: JobsError, wait: int | None) -> bytes:
+    """Return the google.rpc.Status of an error, as grpc-status-details-bin carries it.
+
+    wait: milliseconds for RetryInfo, None for no RetryInfo.
+    """
     code = code_of(error)
     status = status_pb2.Status(code=code.value[0], message=message_of(error))
     _add(
         status,
         error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN, metadata=error.metadata),
     )
-    if code in RETRY_SECONDS:
+    if wait is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(int(RETRY_SECONDS[code] * 1000))
+        delay.FromMilliseconds(wait)
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, InvalidRequest):
         _add(status, _bad_request(error, MAX_DETAILS_BYTES - status.ByteSize()))

@@ -1,6 +1,7 @@
 """The core as the event loop sees it: one batcher for each plural operation, threads for the lists."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -84,10 +85,13 @@ class Operations:
         if self._closed:
             raise ShuttingDown
         if self._lists_waiting >= self._limits.waiting:
-            raise Overloaded(limit=self._limits.waiting)
+            raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
         self._lists_waiting += 1
+        latest = time.monotonic() + self._limits.patience
 
         def run() -> Page:
+            if time.monotonic() > latest:
+                raise Overloaded(limit=f"{self._limits.patience:g}", resource="seconds of waiting")
             seconds = call.seconds_left(self._read_seconds)
             return run_again(lambda: self._job_service.list_jobs(request, seconds=seconds))
 

@@ -10,10 +10,12 @@ from jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.health import Health
 from jobs_service.transport.interceptors.access_log import AccessLog
+from jobs_service.transport.interceptors.admission import Admission, Bounds
 from jobs_service.transport.interceptors.authentication import Authentication
 from jobs_service.transport.interceptors.deadlines import Deadlines
 from jobs_service.transport.interceptors.decoding import Decoding
 from jobs_service.transport.interceptors.errors import Errors
+from jobs_service.transport.interceptors.late_headers import LateHeaders
 from jobs_service.transport.interceptors.streams import Streams
 from jobs_service.transport.jobs_servicer import JobsServicer
 from jobs_service.transport.operations import Operations
@@ -31,7 +33,7 @@ class PortTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Times in seconds, see config. target: HOST:PORT."""
+    """Times in seconds, see config. target: HOST:PORT. streams: calls at once on one connection."""
 
     target: str
     reflection: bool
@@ -39,6 +41,8 @@ class ServerSettings:
     max_connection_age: float
     drain_delay: float
     drain: float
+    streams: int
+    bounds: Bounds
 
     def options(self) -> list[tuple[str, int]]:
         """Return the channel options. gRPC ignores a name that it does not know without a word."""
@@ -48,6 +52,8 @@ class ServerSettings:
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+            # Clients keep the rest back by themselves: that costs the server nothing.
+            ("grpc.max_concurrent_streams", self.streams),
             ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
             ("grpc.keepalive_timeout_ms", 20_000),
             # Clients may ping as often as this, with no call in progress either.
@@ -68,10 +74,13 @@ class Server:
         self._operations = operations
         self._health = health
         self._streams = Streams()
+        seams = [LateHeaders(), AccessLog(), Errors()]
+        self._admission = Admission(settings.bounds, outside=seams)
+        self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[
-                AccessLog(),
-                Errors(),
+                self._admission,
+                *seams,
                 Deadlines(),
                 Authentication(authenticator),
                 self._streams,
@@ -95,6 +104,7 @@ class Server:
             raise PortTaken(f"{self._settings.target} can't be listened on: is another service there?")
         await self._health.start()
         await self._server.start()
+        self._watching = asyncio.create_task(self._admission.watch())
         return port
 
     async def drain(self) -> None:
@@ -103,5 +113,7 @@ class Server:
         await asyncio.sleep(self._settings.drain_delay)
         self._streams.end_all()
         await self._server.stop(self._settings.drain)
+        if self._watching is not None:
+            self._watching.cancel()
         await self._operations.close()
         self._health.close()

@@ -251,7 +251,7 @@ async def test_a_full_queue_refuses_the_next_caller_and_says_the_limit() -> None
         callers = await behind_a_running_batch(batcher, operation, 1, 2)
         with pytest.raises(Overloaded) as refusal:
             await batcher.submit(3)
-        assert refusal.value.metadata == {"limit": "2"}
+        assert refusal.value.metadata == {"limit": "2", "resource": "waiting calls"}
         operation.let_go()
         assert await outcomes(callers) == [0, 2, 4]
         assert await batcher.submit(3) == 6

@@ -30,7 +30,7 @@ EXAMPLES: list[JobsError] = [
     errors.PayloadTooLarge([Violation("run_parameters", "is too large", 5)]),
     errors.RequestIdConflict(request_id="r", job_id="j"),
     errors.JobNotCancellable(job_id="j", status="CANCELLED", cancelled_by="zz00001"),
-    errors.Overloaded(limit=3),
+    errors.Overloaded(limit=3, resource="calls"),
     errors.ShuttingDown(),
     errors.RowLocked(),
     errors.DatabaseUnavailable(),

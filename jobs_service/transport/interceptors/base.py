@@ -21,8 +21,8 @@ HEALTH = "/grpc.health."
 REFLECTION = "/grpc.reflection."
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Runs `around` around every call. Handlers are wrapped once per method, not once per call."""
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps handlers: once per method, not once per call."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, Handler] = {}
@@ -32,7 +32,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the method's handler with `around` around it; an unknown method has none."""
+        """Return the method's handler, wrapped; an unknown method has none."""
         method = handler_call_details.method
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
@@ -40,6 +40,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return handler
             self._wrapped[method] = self.wrap(method, handler)
         return self._wrapped[method]
+
+    @abstractmethod
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Return what is called instead of the handler."""
+
+
+class CallInterceptor(Interceptor):
+    """Runs `around` around every call."""
 
     @abstractmethod
     def around(self, method: str, request: Any, context: Context) -> AbstractAsyncContextManager[None]:

@@ -10,11 +10,9 @@ import grpc
 
 from jobs_service.model.errors import InternalError, JobsError, ShuttingDown
 from jobs_service.transport import call as calls
-from jobs_service.transport.errors import code_of, message_of, reason_of, rich_status
+from jobs_service.transport.errors import code_of, details, message_of, reason_of
 from jobs_service.transport.interceptors.access_log import CORRELATION_ID
 from jobs_service.transport.interceptors.base import CallInterceptor, Context
-
-DETAILS = "grpc-status-details-bin"
 
 _log = logging.getLogger(__name__)
 
@@ -60,5 +58,5 @@ def _name(code: object) -> str:
 async def _abort(context: Context, error: JobsError) -> None:
     call = calls.current()
     call.code, call.reason = code_of(error).name, reason_of(error)
-    trailers = ((CORRELATION_ID, call.correlation_id), (DETAILS, rich_status(error)))
+    trailers = ((CORRELATION_ID, call.correlation_id), *details(error))
     await context.abort(code_of(error), message_of(error), trailers)
