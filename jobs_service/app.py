@@ -58,7 +58,9 @@ def open_storage(config: Config, *, migrate: bool, exclusive: bool) -> Iterator[
     Raises EmbeddedPostgresError, DatabaseUnavailable, SchemaUnusable, MigrationLockTimeout.
     """
     with _postgres(config, exclusive) as (url, postgres):
-        database = _database(config, url, "JOBS_DATABASE_URL")
+        # Whoever has a direct URL has the other one for a pooler.
+        pooled = config.direct_database_url not in {None, url}
+        database = _database(config, url, "JOBS_DATABASE_URL", pooled=pooled)
         try:
             if migrate or postgres is not None:
                 bring_up_to_date(config, url)
@@ -93,7 +95,7 @@ def _postgres(config: Config, exclusive: bool) -> Iterator[tuple[str, EmbeddedPo
         folder.unlock()
 
 
-def _database(config: Config, url: str, name: str) -> Database:
+def _database(config: Config, url: str, name: str, *, pooled: bool = False) -> Database:
     try:
         return Database(
             url,
@@ -101,6 +103,7 @@ def _database(config: Config, url: str, name: str) -> Database:
             pool_size=BATCHERS + config.list_threads + 2,
             statement_seconds=config.batch_seconds,
             lock_seconds=config.lock_seconds,
+            pooled=pooled,
         )
     except ValueError as error:
         raise ConfigError(f"{name} is {error}") from None

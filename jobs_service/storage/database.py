@@ -1,34 +1,29 @@
 """Connections and transactions."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
-import orjson
-from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, func, make_url, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, bindparam, func, select
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs_service.model.errors import DatabaseUnavailable, DeadlineExceeded, JobsError, TransactionRolledBack
 from jobs_service.storage import driver_errors
 from jobs_service.storage.access_store import AccessStore
+from jobs_service.storage.engine import (
+    Limits,
+    commit,
+    leads_to_a_pooler,
+    new_engine,
+    normalized_url,
+)
 from jobs_service.storage.event_store import EventStore
 from jobs_service.storage.job_list import JobList
 from jobs_service.storage.job_store import JobStore
 from jobs_service.storage.schema import SchemaReport, report
 from jobs_service.storage.watchdog import Watchdog
 
-_CONNECT_ARGUMENTS = {
-    # A dead network is noticed within seconds; without these libpq waits for the kernel's hours.
-    "connect_timeout": "3",
-    "keepalives": "1",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "8000",
-    "client_encoding": "utf8",
-    "application_name": "jobs-service",
-}
 _GRACE_SECONDS = 2.0
 _READ_SETTINGS = select(
     func.set_config("statement_timeout", bindparam("milliseconds"), True),
@@ -51,21 +46,36 @@ class Database:
     """A pool of connections to one Postgres.
 
     url: as normalized_url takes it. statement_seconds, lock_seconds: the limits of every statement
-    that is not within a snapshot.
+    that is not within a snapshot. pooled: the URL leads to a pooler that gives each transaction a
+    connection of the server, so nothing may be left for the next one to find.
     """
 
-    def __init__(self, url: str, *, pool_size: int, statement_seconds: float, lock_seconds: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int,
+        statement_seconds: float,
+        lock_seconds: float,
+        pooled: bool = False,
+    ) -> None:
         self._batch_seconds = statement_seconds
+        self._pooled = pooled
+        self._limits = Limits(statement_seconds, lock_seconds)
         self._watchdog = Watchdog()
-        self._engine = _engine(normalized_url(url), pool_size, statement_seconds, lock_seconds)
-        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._read_only = self._engine.execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        self._engine = new_engine(
+            normalized_url(url), pool_size=pool_size, limits=self._limits, pooled=pooled
         )
+        self._autocommit, self._read_only = self._engine, self._engine
+        if not pooled:
+            self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._read_only = self._engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
 
     @property
     def engine(self) -> Engine:
-        """The engine itself, for migrations."""
+        """The engine itself, for migrations. They need sessions: it must not be pooled."""
         return self._engine
 
     @contextmanager
@@ -73,21 +83,30 @@ class Database:
         """A read-committed transaction, committed at the end of the block.
 
         Raises TransactionRolledBack where surely nothing was written and a rerun may succeed,
-        DatabaseUnavailable where the database is away or COMMIT got no answer, RowLocked.
+        DatabaseUnavailable where the database is away, COMMIT got no answer, or what was committed may
+        not last, RowLocked.
         """
         with self._connection(self._engine, self._batch_seconds) as connection:
             with driver_errors.in_statement():
+                self._begin(connection, self._limits.begin)
                 yield Transaction(connection)
             with driver_errors.in_commit():
-                connection.commit()
+                warning = commit(connection)
+            if warning is not None:
+                raise driver_errors.of_warned_commit(warning)
 
     @contextmanager
     def one_statement(self) -> Iterator[Transaction]:
-        """For a read of one statement, which is its own transaction without BEGIN and COMMIT."""
+        """For a read of one statement, which is its own transaction without BEGIN and COMMIT.
+
+        Through a pooler it has them all the same, two round trips more: a statement without limits and
+        with whatever another application has set would cost more.
+        """
         with (
             self._connection(self._autocommit, self._batch_seconds) as connection,
             driver_errors.in_statement(),
         ):
+            self._begin(connection, self._limits.begin)
             yield Transaction(connection)
 
     @contextmanager
@@ -96,20 +115,32 @@ class Database:
 
         Raises DeadlineExceeded when one takes longer, or all of them a little longer.
         """
+        milliseconds = max(1, int(seconds * 1000))
         with (
             self._connection(self._read_only, seconds, too_long=DeadlineExceeded) as connection,
             driver_errors.in_timed_read(),
         ):
-            connection.execute(_READ_SETTINGS, {"milliseconds": str(max(1, int(seconds * 1000)))})
+            self._begin(connection, self._limits.begin_snapshot(milliseconds))
+            if not self._pooled:
+                connection.execute(_READ_SETTINGS, {"milliseconds": str(milliseconds)})
             yield Transaction(connection)
 
     def schema_report(self, *, release: str) -> SchemaReport:
-        """Ask the database which schema it has. Raises DatabaseUnavailable."""
+        """Ask the database which schema it has. Raises DatabaseUnavailable, UnusableDatabaseUrl."""
         with (
             self._connection(self._autocommit, self._batch_seconds) as connection,
             driver_errors.in_statement(),
         ):
+            self._begin(connection, self._limits.begin)
+            if not self._pooled and leads_to_a_pooler(connection):
+                raise driver_errors.unannounced_pooler()
             return report(connection, release=release)
+
+    def _begin(self, connection: Connection, statement: str) -> None:
+        """Through a pooler the driver does not begin, we do, and say what holds in this transaction."""
+        if self._pooled:
+            with driver_errors.in_begin():
+                connection.exec_driver_sql(statement)
 
     def abort(self) -> None:
         """Cut the connections that are in use; whoever uses one gets DatabaseUnavailable."""
@@ -123,19 +154,15 @@ class Database:
     def _connection(
         self, engine: Engine, seconds: float, too_long: type[JobsError] = DatabaseUnavailable
     ) -> Iterator[Connection]:
-        try:
-            connection = engine.connect()
-        except PoolTimeout:
-            raise DatabaseUnavailable from None
-        except DBAPIError as error:
-            raise driver_errors.of_connect(error) from error.orig
+        began = time.monotonic()
+        connection = _connect(engine)
         try:
             # The database's own limit comes first, while there is a database.
             with self._watchdog.watching(connection, seconds + _GRACE_SECONDS) as watch:
                 try:
                     yield connection
                 except TransactionRolledBack:
-                    if watch.shut:
+                    if watch.shut or time.monotonic() - began > seconds:
                         # Another try would only wait as long again.
                         raise too_long from None
                     raise
@@ -147,6 +174,16 @@ class Database:
             _close(connection)
 
 
+def _connect(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except (PoolTimeout, InvalidRequestError):
+        # All are in use, or each that was tried is one to a read-only server.
+        raise DatabaseUnavailable from None
+    except DBAPIError as error:
+        raise driver_errors.of_connect(error) from error.orig
+
+
 def _close(connection: Connection) -> None:
     """Give the connection back. What its block did has been decided by then: no error changes that."""
     try:
@@ -156,42 +193,3 @@ def _close(connection: Connection) -> None:
         if not connection.closed:
             connection.invalidate()
             connection.close()
-
-
-def normalized_url(url: str) -> URL:
-    """Return the URL with our driver. Raises ValueError when it is not one of a Postgres."""
-    try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-    except Exception as error:
-        raise ValueError("not a database URL") from error
-    if backend != "postgresql":
-        raise ValueError("not a postgresql:// URL")
-    return parsed.set(drivername="postgresql+psycopg")
-
-
-def _engine(url: URL, pool_size: int, statement_seconds: float, lock_seconds: float) -> Engine:
-    settings = {
-        "statement_timeout": int(statement_seconds * 1000),
-        "lock_timeout": int(lock_seconds * 1000),
-        # A transaction that we forgot would hold its locks and every dead row since.
-        "idle_in_transaction_session_timeout": int(statement_seconds * 2000),
-        "timezone": "UTC",
-    }
-    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
-    arguments: dict[str, Any] = {**_CONNECT_ARGUMENTS, "options": options}
-    # What the URL says wins, but options add up.
-    given = {key: value for key, value in url.query.items() if key in arguments}
-    if "options" in given:
-        arguments["options"] = f"{options} {given['options']}"
-    arguments = {key: value for key, value in arguments.items() if key not in given or key == "options"}
-    return create_engine(
-        url,
-        connect_args=arguments,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=5,
-        hide_parameters=True,
-        json_serializer=lambda value: orjson.dumps(value).decode(),
-        json_deserializer=orjson.loads,
-    )

@@ -18,6 +18,8 @@ _RERUN = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _LOCK_TIMEOUT = "55P03"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _QUERY_CANCELED = "57014"
+_PROTOCOL_VIOLATION = "08P01"
+_REFUSED_PARAMETER = "unsupported startup parameter"
 # The server answers, but not to us, not now: going down, coming up, a standby, out of connections,
 # disk or memory.
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53100", "53200", "53300", "25006"})
@@ -27,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class UnusableDatabaseUrl(ValueError):
-    """The driver does not understand an option of the URL."""
+    """The driver does not understand an option of the URL, or it leads to a pooler unannounced."""
 
 
 class UnexpectedDatabaseError(Exception):
@@ -42,12 +44,32 @@ def of_connect(error: DBAPIError) -> Exception:
     """No connection, so nothing was written; trying again at once would not help."""
     if isinstance(error.orig, ProgrammingError):
         return UnusableDatabaseUrl(f"the database URL can't be used: {error.orig}")
+    if _REFUSED_PARAMETER in str(error.orig):
+        return unannounced_pooler()
     _log.warning("no connection to the database", extra={"fields": {"error": str(error.orig)}})
+    return DatabaseUnavailable()
+
+
+def unannounced_pooler() -> UnusableDatabaseUrl:
+    """A pooler answers where each connection should be one of the server's."""
+    return UnusableDatabaseUrl(
+        "a pooler (PgBouncer?) answers in the database's place: JOBS_DATABASE_URL may lead to one where"
+        " JOBS_DIRECT_DATABASE_URL is set too, and leads to the server itself"
+    )
+
+
+def of_warned_commit(warning: str) -> DatabaseUnavailable:
+    """The server committed, but perhaps not for good: to say so to a caller would be a promise."""
+    _log.warning("the database warned at COMMIT", extra={"fields": {"warning": warning}})
     return DatabaseUnavailable()
 
 
 def _of_statement(error: DBAPIError) -> Exception:
     state = getattr(error.orig, "sqlstate", None)
+    if state == _PROTOCOL_VIOLATION:
+        # A pooler's word for all that it can't do: no free connection in time, no server. Who comes
+        # back at once waits as long again.
+        return DatabaseUnavailable()
     if state in _RERUN or error.connection_invalidated:
         return TransactionRolledBack()
     if state == _LOCK_TIMEOUT:
@@ -55,6 +77,13 @@ def _of_statement(error: DBAPIError) -> Exception:
     if state == _QUERY_CANCELED or _is_away(error, state):
         return DatabaseUnavailable()
     return _unexpected(error)
+
+
+def _of_begin(error: DBAPIError) -> Exception:
+    if getattr(error.orig, "sqlstate", None) == _QUERY_CANCELED:
+        # The limit was that of whoever had the server's connection before; ours was not set yet.
+        return TransactionRolledBack()
+    return _of_statement(error)
 
 
 def _of_commit(error: DBAPIError) -> Exception:
@@ -99,6 +128,11 @@ def _translated(translate: Callable[[DBAPIError], Exception]) -> Iterator[None]:
             _log.warning("the database failed", extra={"fields": fields})
         # Not "from error": what is logged of the cause would hold the values.
         raise meaning from None
+
+
+def in_begin() -> AbstractContextManager[None]:
+    """Errors of a pooler's BEGIN, under limits that are not ours."""
+    return _translated(_of_begin)
 
 
 def in_statement() -> AbstractContextManager[None]:

@@ -1,7 +1,9 @@
 """Ends waits for a database that has stopped answering without closing its connections.
 
 Timeouts within Postgres need a Postgres that runs, those of TCP a network that is cut. A server that
-is frozen, or whose disk hangs, would keep a thread of ours for ever.
+is frozen, or whose disk hangs, would keep a thread of ours for ever. And no limit within Postgres ends
+a COMMIT that waits for a synchronous standby: the server is asked to cancel first, or each that we give
+up would leave one of its processes waiting.
 """
 
 import contextlib
@@ -19,19 +21,27 @@ import psycopg
 from sqlalchemy import Connection
 
 _POLL_SECONDS = 0.25
+_CANCEL_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """A connection in use until a moment of the monotonic clock. shut: it was for too long."""
+    """A connection in use until a moment of the monotonic clock. shut: it was for too long.
+
+    canceller: has asked the server to cancel what runs on it, or is just doing so.
+    """
 
     driver: psycopg.Connection
     until: float
     shut: bool = False
+    canceller: threading.Thread | None = None
 
 
 class Watchdog:
-    """Shuts the socket of a connection that is in use for too long; whoever waits on it gets an error."""
+    """Ends the use of a connection that is in use for too long; whoever waits on it gets an error.
+
+    It asks the server to cancel a second before the time is up, and then shuts the socket.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +51,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, connection: Connection, seconds: float) -> Iterator[Watch]:
-        """Give the block these seconds."""
+        """Give the block these seconds. A connection that was cancelled is not used again."""
         # The driver's connection, now: asked of a connection that was lost it would connect anew.
         driver = cast(psycopg.Connection, connection.connection.driver_connection)
         watch = Watch(driver, time.monotonic() + seconds)
@@ -57,6 +67,9 @@ class Watchdog:
             # Under the lock: a connection that is back in the pool must not be shut any more.
             with self._lock:
                 self._watches.discard(watch)
+            if watch.canceller is not None:
+                # A cancel that comes late would hit whoever has the connection next.
+                connection.invalidate()
 
     def shut_all(self) -> None:
         """Shut every connection that is in use now."""
@@ -65,8 +78,18 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             self._work.wait()
-            self._shut_those_until(time.monotonic())
+            now = time.monotonic()
+            self._cancel_those_until(now + _CANCEL_SECONDS)
+            self._shut_those_until(now)
             time.sleep(_POLL_SECONDS)
+
+    def _cancel_those_until(self, moment: float) -> None:
+        with self._lock:
+            for watch in self._watches:
+                if watch.until <= moment and watch.canceller is None:
+                    # A thread of its own: a server that is frozen takes the call and never answers.
+                    watch.canceller = threading.Thread(target=_cancel, args=(watch.driver,), daemon=True)
+                    watch.canceller.start()
 
     def _shut_those_until(self, moment: float) -> None:
         with self._lock:
@@ -76,6 +99,11 @@ class Watchdog:
                 _shut(watch.driver)
             if not self._watches:
                 self._work.clear()
+
+
+def _cancel(driver: psycopg.Connection) -> None:
+    with contextlib.suppress(OSError, psycopg.Error):
+        driver.cancel_safe(timeout=_CANCEL_SECONDS)
 
 
 def _shut(driver: psycopg.Connection) -> None:

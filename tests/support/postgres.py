@@ -62,9 +62,13 @@ def running_postgres(folder: Path, pg_bin: Path | None = None) -> Iterator[Postg
         data.unlock()
 
 
-def open_database(url: str, *, pool_size: int = 20) -> Database:
+def open_database(
+    url: str, *, pool_size: int = 20, statement_seconds: float = 10, pooled: bool = False
+) -> Database:
     """Open a database as the service does."""
-    return Database(url, pool_size=pool_size, statement_seconds=10, lock_seconds=1)
+    return Database(
+        url, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=1, pooled=pooled
+    )
 
 
 def connect(url: str | URL) -> psycopg.Connection:
