@@ -108,7 +108,7 @@ def new_engine(url: URL, *, pool_size: int, limits: Limits, pooled: bool) -> Eng
         pool_size=pool_size,
         max_overflow=0,
         # Each thread has its connection: it would take a leak for one to wait here.
-        pool_timeout=5,
+        pool_timeout=2,
         hide_parameters=True,
         # It would be looked up at the first connection; no column of ours is one.
         use_native_hstore=False,

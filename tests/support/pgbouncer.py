@@ -29,12 +29,12 @@ class PgBouncer:
         self._config = folder / "pgbouncer.ini"
         self._log = folder / "pgbouncer.log"
         users = folder / "users.txt"
-        users.write_text(f'"{self._server.username}" "{self._server.password}"\n')
+        users.write_text(f'"{self._server.username}" "{self._server.password or ""}"\n')
         own: dict[str, object] = {
             "listen_addr": "127.0.0.1",
             "listen_port": self._port,
             "unix_socket_dir": "",
-            "auth_type": "scram-sha-256",
+            "auth_type": "scram-sha-256" if self._server.password else "trust",
             "auth_file": users,
             "admin_users": self._server.username,
             "pool_mode": "transaction",
