@@ -1,7 +1,9 @@
 """Programs that refuse to run as root: another user for them, and folders that it can reach."""
 
+import contextlib
 import os
 import pwd
+import random
 import shutil
 import socket
 import tempfile
@@ -12,10 +14,14 @@ from typing import Any
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on, and that the kernel gives to no connection.
+
+    Whoever calls a dead server again and again from the port that it called would have it.
+    """
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as taken:
+            taken.bind(("127.0.0.1", random.randrange(15_000, 32_000)))
+            return int(taken.getsockname()[1])
 
 
 def as_other_user() -> dict[str, Any]:
