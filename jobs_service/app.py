@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jobs_service import __version__
-from jobs_service.config import Config, ConfigError, check_serving
+from jobs_service.config import Address, Config, ConfigError, check_serving
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
 from jobs_service.storage import schema
@@ -24,11 +24,13 @@ from jobs_service.storage.embedded import (
 from jobs_service.storage.schema import SchemaReport, SchemaState
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.batcher import Limits
+from jobs_service.transport.core_log import captured
+from jobs_service.transport.credentials import Credentials, load_credentials
 from jobs_service.transport.health import Health
 from jobs_service.transport.interceptors.admission import Bounds
+from jobs_service.transport.key_files import watch
 from jobs_service.transport.operations import BATCHERS, Operations
 from jobs_service.transport.server import JOBS_SERVICE, Server, ServerSettings
-from jobs_service.transport.tokens import TokenKey, TokenVerifier, UnusableKey, development_key, load_key
 
 # How long the loop may keep a worker thread waiting that has its answer from the database. With
 # Python's 5 ms, every statement of a batch waits that long under load: half the calls a second.
@@ -134,41 +136,22 @@ def require_schema(report: SchemaReport) -> None:
         )
 
 
-def token_key(config: Config) -> TokenKey:
-    """Return the key that tokens are checked with. Raises ConfigError."""
-    try:
-        if config.jwt_key_file is None and not config.embedded:
-            raise ConfigError(
-                "JOBS_JWT_KEY_FILE is not set: the development key is for the embedded Postgres"
-            )
-        if config.jwt_key_file is None:
-            return development_key(config.data_dir)
-        return load_key(config.jwt_key_file)
-    except UnusableKey as error:
-        raise ConfigError(str(error)) from None
-
-
 def serve(config: Config, *, migrate: bool, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT. ready: called with the port once calls are answered.
 
     Raises ConfigError, PortTaken, and what open_storage raises.
     """
     check_serving(config)
-    verifier = TokenVerifier(
-        token_key(config),
-        issuer=config.jwt_issuer,
-        audience=config.jwt_audience,
-        leeway=config.jwt_leeway,
-    )
+    credentials = load_credentials(config)
     # Until the loop takes signals, SIGTERM ends the process through the finally blocks all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.setswitchinterval(_SWITCH_SECONDS)
-    with open_storage(config, migrate=migrate, exclusive=True) as storage:
-        asyncio.run(_serve(config, storage, verifier, ready))
+    with captured(), open_storage(config, migrate=migrate, exclusive=True) as storage:
+        asyncio.run(_serve(config, storage, credentials, ready))
 
 
 async def _serve(
-    config: Config, storage: Storage, verifier: TokenVerifier, ready: Callable[[int], None]
+    config: Config, storage: Storage, credentials: Credentials, ready: Callable[[int], None]
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -188,12 +171,14 @@ async def _serve(
         abort=storage.database.abort,
     )
     health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
-    authenticator = Authenticator(verifier, operations.find_user_id)
-    server = Server(_server_settings(config), operations, authenticator, health)
-    port = await server.start()
-    _log.info("serving", extra={"fields": {"host": config.listen.host, "port": port}})
+    tls = credentials.tls
+    certificates = tls.clients if tls and config.mtls_listen else None
+    authenticator = Authenticator(credentials.verifier, certificates, operations.find_user_id)
+    server = Server(_server_settings(config), tls, operations, authenticator, health)
+    port, mtls_port = await server.start()
+    _log.info("serving", extra={"fields": _serving(config, port, mtls_port)})
     ready(port)
-    tasks = [asyncio.create_task(health.run())]
+    tasks = [asyncio.create_task(health.run()), asyncio.create_task(watch(credentials.files))]
     if storage.postgres is not None:
         tasks.append(asyncio.create_task(_keep_alive(storage.postgres)))
     for task in tasks:
@@ -206,6 +191,17 @@ async def _serve(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _serving(config: Config, port: int, mtls_port: int | None) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "host": config.listen.host,
+        "port": port,
+        "tls": config.tls_cert_file is not None,
+    }
+    if config.mtls_listen is not None and mtls_port is not None:
+        fields["mtls_target"] = Address(config.mtls_listen.host, mtls_port).target
+    return fields
+
+
 def _stop_if_failed(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
     """Rather no service than one that says it is ready for ever, or never gets its database back."""
     if not task.cancelled() and task.exception():
@@ -216,6 +212,7 @@ def _stop_if_failed(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
 def _server_settings(config: Config) -> ServerSettings:
     return ServerSettings(
         target=config.listen.target,
+        mtls_target=config.mtls_listen.target if config.mtls_listen else None,
         reflection=config.reflection,
         keepalive=config.keepalive_seconds,
         max_connection_age=config.max_connection_age_seconds,

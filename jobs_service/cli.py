@@ -18,9 +18,11 @@ from jobs_service.storage.driver_errors import PrivilegeMissing, UnusableDatabas
 from jobs_service.storage.embedded import EmbeddedPostgresError
 from jobs_service.storage.schema import MigrationLockTimeout
 from jobs_service.telemetry import configure_logging
-from jobs_service.transport.probe import ask_health
+from jobs_service.transport.certificates import parse_certificates
+from jobs_service.transport.credentials import load_tls, token_keys
+from jobs_service.transport.probe import ask_health, own_name
 from jobs_service.transport.server import PortTaken
-from jobs_service.transport.tokens import UnusableKey, make_token
+from jobs_service.transport.tokens import TokenKey, UnusableKey, make_token, read_file
 
 
 class ExitCode(IntEnum):
@@ -174,7 +176,7 @@ def _serve(config: Config, parsed: argparse.Namespace) -> ExitCode:
 
 def _welcome(config: Config, port: int) -> str:
     """Lines to paste: the token is made when they run, so that none is left in a terminal's history."""
-    call = 'grpcurl -plaintext -H "authorization: Bearer $(.venv/bin/jobs-service token al00001)"'
+    call = f'grpcurl {_trust(config)} -H "authorization: Bearer $(.venv/bin/jobs-service token al00001)"'
     address = Address(config.listen.host, port).target
     rpc = f"{address} jobs.v1.JobsService"
     elsewhere = os.environ.get("JOBS_DATA_DIR")
@@ -195,6 +197,14 @@ def _welcome(config: Config, port: int) -> str:
     )
 
 
+def _trust(config: Config) -> str:
+    """What grpcurl is told about TLS: to trust the service's certificate, under its own name."""
+    if config.tls_cert_file is None:
+        return "-plaintext"
+    name = own_name(parse_certificates(config.tls_cert_file, read_file(config.tls_cert_file))[0])
+    return f"-cacert {shlex.quote(str(config.tls_cert_file))} -servername {shlex.quote(name)}"
+
+
 def _migrate(config: Config, _: argparse.Namespace) -> ExitCode:
     with app.open_storage(config, migrate=True, exclusive=False):
         print("the schema is up to date")
@@ -203,21 +213,29 @@ def _migrate(config: Config, _: argparse.Namespace) -> ExitCode:
 
 def _check(config: Config, _: argparse.Namespace) -> ExitCode:
     check_serving(config)
-    key = app.token_key(config)
-    print(f"settings: fine; tokens are checked as {key.algorithm}")
+    keys = token_keys(config)
+    print(f"settings: fine; tokens are checked as {', '.join(_key_name(key) for key in keys)}")
+    tls = load_tls(config)
+    if tls is not None:
+        certificate = tls.certificate
+        print(f"TLS: {certificate.subject}, {certificate.problem or f'good until {certificate.ends}'}")
     with app.open_storage(config, migrate=False, exclusive=False):
         print("database: reachable, its schema is one that this release can run on")
     return ExitCode.OK
 
 
+def _key_name(key: TokenKey) -> str:
+    return key.algorithm if key.kid is None else f"{key.algorithm} ({key.kid})"
+
+
 def _health(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    answer = ask_health(config.listen.from_here, parsed.service, seconds=3)
+    answer = ask_health(config.listen.from_here, parsed.service, cert_file=config.tls_cert_file, seconds=3)
     print(answer)
     return ExitCode.OK if answer == "SERVING" else ExitCode.NOT_SERVING
 
 
 def _token(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    key = app.token_key(config)
+    key = token_keys(config)[0]
     print(make_token(key, parsed.soeid, issuer=config.jwt_issuer, audience=config.jwt_audience))
     return ExitCode.OK
 

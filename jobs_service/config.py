@@ -89,11 +89,34 @@ class Config:
         _switch,
         "on: listen beyond loopback without TLS, because something in front (a mesh, a proxy) encrypts.",
     )
+    tls_cert_file: Path | None = _setting(
+        None,
+        Path,
+        "The service's certificate and what it was issued by, PEM, its own first. Set: both listeners speak"
+        " TLS 1.2 or 1.3 alone. Read again when it changes, as all files of keys and certificates.",
+    )
+    tls_key_file: Path | None = _setting(
+        None, Path, "The private key of that certificate, PEM, without a passphrase."
+    )
+    tls_client_ca_file: Path | None = _setting(
+        None, Path, "The CAs, PEM, one of which must have issued the certificate of a caller with mTLS."
+    )
+    mtls_listen: Address | None = _setting(
+        None,
+        _address,
+        "A second listener, HOST:PORT, where callers show a certificate whose URI `soeid:<SOEID>` says who"
+        " they are; needs the three files. Unset: callers are known by tokens alone.",
+    )
     jwt_key_file: Path | None = _setting(
         None,
         Path,
         "The key that bearer tokens are checked with: a PEM public key (RSA: RS256, P-256: ES256,"
         " Ed25519: EdDSA), or a secret of at least 32 bytes (HS256).",
+    )
+    jwt_jwks_file: Path | None = _setting(
+        None,
+        Path,
+        "In place of that file, a JWKS with public keys of these kinds; a token's `kid` says which one.",
     )
     jwt_issuer: str | None = _setting(None, str, "What a token's `iss` must be. Unset: not checked.")
     jwt_audience: str | None = _setting(
@@ -196,7 +219,12 @@ class Config:
     @property
     def uses_development_key(self) -> bool:
         """Whether tokens are checked with the key in the data folder."""
-        return self.jwt_key_file is None
+        return self.jwt_key_file is None and self.jwt_jwks_file is None
+
+    @property
+    def listeners(self) -> list[Address]:
+        """Every address that is listened on."""
+        return [self.listen] if self.mtls_listen is None else [self.listen, self.mtls_listen]
 
 
 def variables() -> list[tuple[str, str | None, str]]:
@@ -222,20 +250,41 @@ def load(environment: Mapping[str, str]) -> Config:
             values[item.name] = None if text is None else item.metadata["parse"](text)
         except ValueError as error:
             raise ConfigError(f"{name}={text!r} {error}") from None
-    if values["direct_database_url"] and not values["database_url"]:
+    config = Config(**values)
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    """Check what no setting shows alone. Raises ConfigError."""
+    if config.direct_database_url and not config.database_url:
         raise ConfigError("JOBS_DIRECT_DATABASE_URL is set without JOBS_DATABASE_URL: one database, two ways")
-    return Config(**values)
+    if config.jwt_key_file and config.jwt_jwks_file:
+        raise ConfigError("JOBS_JWT_KEY_FILE and JOBS_JWT_JWKS_FILE are both set: choose one")
+    if (config.tls_cert_file is None) != (config.tls_key_file is None):
+        raise ConfigError("JOBS_TLS_CERT_FILE and JOBS_TLS_KEY_FILE belong together: set both or neither")
+    if config.mtls_listen and not (config.tls_cert_file and config.tls_client_ca_file):
+        raise ConfigError(
+            "JOBS_MTLS_LISTEN needs JOBS_TLS_CERT_FILE, JOBS_TLS_KEY_FILE and JOBS_TLS_CLIENT_CA_FILE"
+        )
+    if config.tls_client_ca_file and not config.mtls_listen:
+        raise ConfigError(
+            "JOBS_TLS_CLIENT_CA_FILE is set without JOBS_MTLS_LISTEN: JOBS_LISTEN asks for no certificates"
+        )
 
 
 def check_serving(config: Config) -> None:
     """Check what only serving demands. Raises ConfigError."""
-    if not config.listen.is_loopback and not config.insecure_listen:
+    if not (config.listen.is_loopback or config.tls_cert_file or config.insecure_listen):
         raise ConfigError(
             "JOBS_LISTEN is not a loopback address and there is no TLS: anybody on the way could read"
-            " tokens. Set JOBS_INSECURE_LISTEN=on if something in front encrypts"
+            " tokens. Set JOBS_TLS_CERT_FILE and JOBS_TLS_KEY_FILE, or JOBS_INSECURE_LISTEN=on if"
+            " something in front encrypts"
         )
-    if config.uses_development_key and not (config.embedded and config.listen.is_loopback):
+    if config.uses_development_key and not (
+        config.embedded and all(address.is_loopback for address in config.listeners)
+    ):
         raise ConfigError(
-            "JOBS_JWT_KEY_FILE is not set: the development key works only with the embedded Postgres"
-            " and a loopback JOBS_LISTEN"
+            "JOBS_JWT_KEY_FILE is not set, nor JOBS_JWT_JWKS_FILE: the development key works only with the"
+            " embedded Postgres and loopback listeners"
         )

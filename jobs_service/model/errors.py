@@ -27,9 +27,13 @@ from typing import ClassVar
 
 
 class JobsError(Exception):
-    """A refusal that the caller gets to see: a sentence, and its values as metadata."""
+    """A refusal that the caller gets to see: a sentence, and its values as metadata.
+
+    detail: what the log alone is told besides.
+    """
 
     sentence: ClassVar[str] = ""
+    detail: str = ""
 
     def __init__(self, **metadata: object) -> None:
         self.metadata = {key: str(value) for key, value in metadata.items() if value is not None}
@@ -43,15 +47,26 @@ class CredentialsMissing(JobsError):
 
 
 class CredentialsInvalid(JobsError):
-    """The token is malformed, expired, badly signed, or meant for somebody else."""
+    """The token or certificate is malformed, expired, badly signed, or meant for somebody else.
+
+    What exactly is wrong is its detail: it would help nobody but a forger.
+    """
 
     sentence = "The credentials are not valid."
+
+    def __init__(self, detail: str) -> None:
+        super().__init__()
+        self.detail = detail
 
 
 class CallerUnknown(JobsError):
     """The token is good, but nobody here has its SOEID. Metadata: user_soeid."""
 
     sentence = "The caller {user_soeid} is not known here."
+
+    def __init__(self, *, user_soeid: str) -> None:
+        super().__init__(user_soeid=user_soeid)
+        self.detail = f"nobody has the SOEID {user_soeid}"
 
 
 class DatasetPermissionDenied(JobsError):

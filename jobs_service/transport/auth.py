@@ -1,6 +1,6 @@
 """Who calls: from the metadata of a call to a Caller with ids."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from jobs_service.model.caller import Caller, OnBehalf, normalized_soeid
 from jobs_service.model.errors import (
@@ -11,36 +11,45 @@ from jobs_service.model.errors import (
     Violation,
 )
 from jobs_service.transport.call import Call
-from jobs_service.transport.tokens import TokenVerifier
+from jobs_service.transport.certificates import ClientCertificates
+from jobs_service.transport.token_verifier import TokenVerifier
 
 AUTHORIZATION = "authorization"
 ON_BEHALF_OF = "x-on-behalf-of"
+# There only if the handshake has verified it, and only the mTLS listener asks for one.
+_CERTIFICATE = "x509_pem_cert"
 MAX_REMEMBERED = 10_000
 
 Metadata = Iterable[tuple[str, str | bytes]]
 FindUserId = Callable[[str, Call], Awaitable[int | None]]
+# What gRPC knows of a connection's other end: properties of TLS by their names.
+Peer = Callable[[], Mapping[str, Iterable[bytes]]]
 
 
 class Authenticator:
-    """Checks tokens and looks SOEIDs up.
+    """Checks tokens and certificates, and looks SOEIDs up.
 
-    find_user_id: SOEID in lower case to id, None for nobody. Only that mapping is remembered; that
-    the user still exists, and what it may do, is read anew by every operation.
+    certificates: None where no listener asks for any. find_user_id: SOEID in lower case to id, None for
+    nobody. Only that mapping is remembered; that the user still exists, and what it may do, is read anew by
+    every operation.
     """
 
-    def __init__(self, verifier: TokenVerifier, find_user_id: FindUserId) -> None:
+    def __init__(
+        self, verifier: TokenVerifier, certificates: ClientCertificates | None, find_user_id: FindUserId
+    ) -> None:
         self._verifier = verifier
+        self._certificates = certificates
         self._find_user_id = find_user_id
         self._remembered: dict[str, int] = {}
 
-    async def caller(self, metadata: Metadata, call: Call) -> Caller:
-        """Return who sends this metadata.
+    async def caller(self, metadata: Metadata, peer: Peer, call: Call) -> Caller:
+        """Return who sends this metadata: whom the token names, or without one the connection's certificate.
 
         Raises CredentialsMissing, CredentialsInvalid, CallerUnknown, and InvalidRequest for an
         on-behalf header that is no SOEID.
         """
         headers = [(key, value) for key, value in metadata if key in (AUTHORIZATION, ON_BEHALF_OF)]
-        soeid = self._verifier.soeid(_bearer_token(headers))
+        soeid = self._soeid(headers, peer)
         user_id = await self.user_id(soeid, call)
         if user_id is None:
             raise CallerUnknown(user_soeid=soeid)
@@ -48,6 +57,13 @@ class Authenticator:
         if subject is None or subject == soeid:
             return Caller(soeid, user_id)
         return Caller(soeid, user_id, OnBehalf(subject, await self.user_id(subject, call)))
+
+    def _soeid(self, headers: Metadata, peer: Peer) -> str:
+        # A token that was sent decides, a bad one too: the certificate may be a proxy's that many share.
+        if self._certificates is not None and all(key != AUTHORIZATION for key, _ in headers):
+            for pem in peer().get(_CERTIFICATE, ()):
+                return self._certificates.soeid(pem)
+        return self._verifier.soeid(_bearer_token(headers))
 
     def forget(self, soeid: str) -> None:
         """Look this SOEID up anew next time."""
@@ -71,7 +87,7 @@ def _bearer_token(headers: Metadata) -> str:
     if not values:
         raise CredentialsMissing
     if len(values) > 1 or not isinstance(values[0], str):
-        raise CredentialsInvalid
+        raise CredentialsInvalid("more than one authorization header, or one of bytes")
     scheme, _, token = values[0].partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise CredentialsMissing

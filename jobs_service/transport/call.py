@@ -11,7 +11,10 @@ from jobs_service.model.errors import DeadlineExceeded
 
 @dataclass(slots=True)
 class Call:
-    """One call. deadline: on the monotonic clock, in seconds; None: the caller set none."""
+    """One call. deadline: on the monotonic clock, in seconds; None: the caller set none.
+
+    code and reason are what the caller is told, detail is for the log alone.
+    """
 
     method: str
     correlation_id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -19,6 +22,7 @@ class Call:
     caller: Caller | None = None
     code: str = "OK"
     reason: str = ""
+    detail: str = ""
 
     def seconds_left(self, at_most: float) -> float:
         """Return the seconds until the deadline, or at_most. Raises DeadlineExceeded."""

@@ -20,6 +20,7 @@ from jobs_service.transport.interceptors.streams import Streams
 from jobs_service.transport.jobs_servicer import JobsServicer
 from jobs_service.transport.operations import Operations
 from jobs_service.transport.reflection import add_reflection
+from jobs_service.transport.tls import Tls
 
 JOBS_SERVICE: str = jobs_pb2.DESCRIPTOR.services_by_name["JobsService"].full_name
 HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -28,14 +29,18 @@ MAX_METADATA_BYTES = 16 * 1024
 
 
 class PortTaken(Exception):
-    """The address can't be listened on."""
+    """An address can't be listened on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Times in seconds, see config. target: HOST:PORT. streams: calls at once on one connection."""
+    """Times in seconds, see config. Targets are HOST:PORT; mtls_target: where there is a second listener.
+
+    streams: calls at once on one connection.
+    """
 
     target: str
+    mtls_target: str | None
     reflection: bool
     keepalive: float
     max_connection_age: float
@@ -59,18 +64,26 @@ class ServerSettings:
             # Clients may ping as often as this, with no call in progress either.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Who connects and does not shake hands is not waited for as long as the core would, 2 minutes.
+            ("grpc.server_handshake_timeout_ms", 20_000),
             ("grpc.max_connection_age_ms", int(self.max_connection_age * 1000)),
             ("grpc.max_connection_age_grace_ms", int(self.drain * 1000)),
         ]
 
 
 class Server:
-    """Serves JobsService, health and reflection on one port."""
+    """Serves JobsService, health and reflection, on one port or two."""
 
     def __init__(
-        self, settings: ServerSettings, operations: Operations, authenticator: Authenticator, health: Health
+        self,
+        settings: ServerSettings,
+        tls: Tls | None,
+        operations: Operations,
+        authenticator: Authenticator,
+        health: Health,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._operations = operations
         self._health = health
         self._streams = Streams()
@@ -94,17 +107,27 @@ class Server:
         if settings.reflection:
             add_reflection(self._server, [JOBS_SERVICE, HEALTH_SERVICE])
 
-    async def start(self) -> int:
-        """Listen; returns the port. Raises PortTaken."""
-        try:
-            port = self._server.add_insecure_port(self._settings.target)
-        except RuntimeError:
-            port = 0
-        if not port:
-            raise PortTaken(f"{self._settings.target} can't be listened on: is another service there?")
+    async def start(self) -> tuple[int, int | None]:
+        """Listen; returns the port, and that of mTLS where there is one. Raises PortTaken."""
+        port, mtls_port = self._listen(self._settings.target), None
+        if self._settings.mtls_target is not None:
+            mtls_port = self._listen(self._settings.mtls_target, mtls=True)
         await self._health.start()
         await self._server.start()
         self._watching = asyncio.create_task(self._admission.watch())
+        return port, mtls_port
+
+    def _listen(self, target: str, *, mtls: bool = False) -> int:
+        try:
+            if self._tls is None:
+                port = self._server.add_insecure_port(target)
+            else:
+                credentials = self._tls.credentials(ask_for_certificates=mtls)
+                port = self._server.add_secure_port(target, credentials)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise PortTaken(f"{target} can't be listened on: is another service there?")
         return port
 
     async def drain(self) -> None:

@@ -1,4 +1,4 @@
-"""Bearer tokens: JWTs, checked with one key, and the development key that makes them too."""
+"""Keys of bearer tokens: the files they come in, and the development key, which makes tokens too."""
 
 import contextlib
 import os
@@ -15,34 +15,45 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from jobs_service.model.caller import normalized_soeid
-from jobs_service.model.errors import CredentialsInvalid
-
 DEVELOPMENT_KEY_FILE = "development-jwt-key"
 TOKEN_SECONDS = 12 * 3600
-MAX_REMEMBERED = 1_000
 _MIN_SECRET_BYTES = 32
 _MIN_RSA_BITS = 2048
+KINDS = f"RSA of {_MIN_RSA_BITS} bits or more, P-256, or Ed25519"
 
 
 class UnusableKey(Exception):
-    """A key file that can't be used; the message says why."""
+    """A file of keys or certificates that can't be used; the message says why, never what is in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """A key and the one algorithm that it is used with, whatever a token's header says."""
+    """A key and the one algorithm that it is used with, whatever a token's header says.
+
+    kid: its name in a JWKS.
+    """
 
     algorithm: str
     key: Any
+    kid: str | None = None
 
 
 def load_key(path: Path) -> TokenKey:
     """Read a key file: a PEM public key, or a secret. Raises UnusableKey."""
+    return parse_key(path, read_file(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file of keys. Raises UnusableKey."""
     try:
-        content = path.read_bytes().rstrip(b"\r\n")
+        return path.read_bytes()
     except OSError as error:
         raise UnusableKey(f"{path} can't be read: {error.strerror}") from None
+
+
+def parse_key(path: Path, content: bytes) -> TokenKey:
+    """Make a key of what is in a key file; path is for the message. Raises UnusableKey."""
+    content = content.rstrip(b"\r\n")
     if b"-----BEGIN" in content:
         return _public_key(path, content)
     if _looks_like_a_key(content):
@@ -80,14 +91,22 @@ def _public_key(path: Path, pem: bytes) -> TokenKey:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         raise UnusableKey(f"{path} is not a PEM public key (PUBLIC KEY)") from None
+    algorithm = algorithm_of(key)
+    if algorithm is None:
+        raise UnusableKey(f"{path}: the key must be {KINDS}")
+    return TokenKey(algorithm, key)
+
+
+def algorithm_of(key: object) -> str | None:
+    """Return the algorithm that a public key is used with; None for a kind or a size that is not taken."""
     match key:
         case RSAPublicKey() if key.key_size >= _MIN_RSA_BITS:
-            return TokenKey("RS256", key)
+            return "RS256"
         case EllipticCurvePublicKey() if isinstance(key.curve, SECP256R1):
-            return TokenKey("ES256", key)
+            return "ES256"
         case Ed25519PublicKey():
-            return TokenKey("EdDSA", key)
-    raise UnusableKey(f"{path}: the key must be RSA of {_MIN_RSA_BITS} bits or more, P-256, or Ed25519")
+            return "EdDSA"
+    return None
 
 
 def development_key(folder: Path) -> TokenKey:
@@ -104,55 +123,6 @@ def development_key(folder: Path) -> TokenKey:
             path.hardlink_to(draft)
         draft.unlink()
     return load_key(path)
-
-
-class TokenVerifier:
-    """Checks signature, expiry, issuer and audience of tokens.
-
-    issuer: what `iss` must be; None: not checked. audience: what `aud` must hold; None: a token that
-    was made for some audience is refused. leeway: seconds that clocks may differ by.
-    """
-
-    def __init__(
-        self, key: TokenKey, *, issuer: str | None = None, audience: str | None = None, leeway: float = 30
-    ) -> None:
-        self._key = key
-        self._issuer = issuer
-        self._audience = audience
-        self._leeway = leeway
-        self._verified: dict[str, tuple[str, float]] = {}
-
-    def soeid(self, token: str) -> str:
-        """Return the SOEID that a token speaks for, in lower case. Raises CredentialsInvalid."""
-        known = self._verified.get(token)
-        if known is None or known[1] < time.time():
-            known = self._verify(token)
-            # What the key says of a token never changes, so that only its end has to be looked at.
-            if len(self._verified) >= MAX_REMEMBERED:
-                self._verified.pop(next(iter(self._verified)))
-            self._verified[token] = known
-        return known[0]
-
-    def _verify(self, token: str) -> tuple[str, float]:
-        """The SOEID, and the moment until which the token is good."""
-        try:
-            claims = jwt.decode(
-                token,
-                self._key.key,
-                algorithms=[self._key.algorithm],
-                issuer=self._issuer,
-                audience=self._audience,
-                leeway=self._leeway,
-                options={"require": ["exp", "sub"]},
-            )
-            until = float(claims["exp"]) + self._leeway
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
-            # What exactly is wrong helps nobody but a forger.
-            raise CredentialsInvalid from None
-        soeid = normalized_soeid(str(claims["sub"]))
-        if soeid is None:
-            raise CredentialsInvalid
-        return soeid, until
 
 
 def make_token(key: TokenKey, soeid: str, *, issuer: str | None = None, audience: str | None = None) -> str:

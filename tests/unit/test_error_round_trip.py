@@ -17,7 +17,7 @@ from tests.support.client import RichError, rich_error
 METHOD = "/test.Service/Fail"
 EXAMPLES: list[JobsError] = [
     errors.CredentialsMissing(),
-    errors.CredentialsInvalid(),
+    errors.CredentialsInvalid("the token has expired"),
     errors.CallerUnknown(user_soeid="zz00001"),
     errors.DatasetPermissionDenied(dataset_id=7, required_permission="write"),
     errors.JobPermissionDenied(job_id="j", required_permission="write"),

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from jobs_service.model.errors import CredentialsInvalid
+from jobs_service.transport.token_verifier import TokenVerifier
 from jobs_service.transport.tokens import (
     DEVELOPMENT_KEY_FILE,
     TOKEN_SECONDS,
     TokenKey,
-    TokenVerifier,
     UnusableKey,
     development_key,
     load_key,

@@ -60,4 +60,6 @@ def _write(call: Call, context: Context, milliseconds: float) -> None:
         "correlation_id": call.correlation_id,
         "peer": context.peer(),
     }
+    if call.detail:
+        fields["detail"] = call.detail
     _log.log(level, "call", extra={"fields": fields})

@@ -24,7 +24,9 @@ class Authentication(CallInterceptor):
             yield
             return
         call = calls.current()
-        call.caller = await self._authenticator.caller(context.invocation_metadata() or (), call)
+        call.caller = await self._authenticator.caller(
+            context.invocation_metadata() or (), context.auth_context, call
+        )
         try:
             yield
         except (CallerUnknown, UserNotFound) as error:

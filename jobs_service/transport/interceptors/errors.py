@@ -57,6 +57,6 @@ def _name(code: object) -> str:
 
 async def _abort(context: Context, error: JobsError) -> None:
     call = calls.current()
-    call.code, call.reason = code_of(error).name, reason_of(error)
+    call.code, call.reason, call.detail = code_of(error).name, reason_of(error), error.detail
     trailers = ((CORRELATION_ID, call.correlation_id), *details(error))
     await context.abort(code_of(error), message_of(error), trailers)

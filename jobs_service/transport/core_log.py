@@ -1,0 +1,132 @@
+"""What gRPC's core writes to stderr by itself, made log lines: refused TLS handshakes above all.
+
+A handshake that fails dies inside the core, which tells nobody but its own log. So file descriptor 2 becomes
+a pipe, a thread reads it, and Python, faulthandler included, writes to the stderr that was there before.
+"""
+
+import faulthandler
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from fcntl import F_SETPIPE_SZ, fcntl
+from itertools import pairwise
+from select import select
+from typing import TextIO
+
+_TRACE = "GRPC_TRACE"
+_PIPE_BYTES = 1024 * 1024
+# A record may be cut by the end of what was read; its rest comes at once or never.
+_REST_SECONDS = 0.05
+_STDERR = 2
+
+_RECORD = re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ ([\w./-]+:\d+)\] ")
+_LEVELS = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+_HANDSHAKE = re.compile(
+    r"CallNextHandshakerLocked: error=(?P<error>.+?)(?: shutdown=\w+)? index=\d+, args=.*?"
+    r"endpoint_local_address=(?P<listener>[^,}]+), .*?endpoint_peer_address=(?P<peer>[^,}]+)",
+    re.DOTALL,
+)
+_OPENSSL = re.compile(r"OPENSSL_internal:([A-Z0-9_]+)(?:: ([a-z][\w ,-]+))?")
+# What the core says of itself whenever it traces, or says a second time.
+_IDLE = re.compile(r"Log level \w+ is not suitable|Handshake failed with error|gRPC Tracers:")
+# Somebody connected and said nothing, as load balancers do to see whether the port is open.
+_SILENT = re.compile(r"Handshake read failed|Socket closed|FD shutdown|shutdown|Connection reset")
+
+_log = logging.getLogger(__name__)
+_core = logging.getLogger("grpc")
+
+
+def ask_for_handshakes(environment: MutableMapping[str, str]) -> None:
+    """Have the core tell of handshakes. It reads its environment when grpc is imported: call this before."""
+    asked = environment.get(_TRACE)
+    environment[_TRACE] = f"{asked},handshaker" if asked else "handshaker"
+
+
+@contextmanager
+def captured() -> Iterator[None]:
+    """Make log lines of what the core writes for as long as the block lasts."""
+    sys.stderr.flush()
+    before = sys.stderr
+    real = os.dup(_STDERR)
+    reading, writing = os.pipe()
+    fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)
+    # The core must never wait for us: what does not fit is lost, and it is the core's alone.
+    os.set_blocking(writing, False)
+    with os.fdopen(real, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as stderr:
+        _write_to(stderr, before)
+        faulthandler.enable(stderr)
+        os.dup2(writing, _STDERR)
+        os.close(writing)
+        reader = threading.Thread(target=_read, args=(reading, real), name="core-log", daemon=True)
+        reader.start()
+        try:
+            yield
+        finally:
+            # Closes the last writing end: the thread reads to the end of the pipe.
+            os.dup2(real, _STDERR)
+            reader.join(1)
+            _write_to(before, stderr)
+            faulthandler.disable()
+
+
+def _write_to(stream: TextIO, instead_of: TextIO) -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is instead_of:
+            handler.setStream(stream)
+    sys.stderr = stream
+
+
+def _read(reading: int, real: int) -> None:
+    text = ""
+    while data := os.read(reading, _PIPE_BYTES):
+        text += data.decode("utf-8", "replace")
+        more = bool(select([reading], [], [], _REST_SECONDS)[0])
+        starts = [match.start() for match in _RECORD.finditer(text)] or [0]
+        # While more comes, the last record may not be whole.
+        end = starts[-1] if more and len(text) < _PIPE_BYTES else len(text)
+        for record in _records(text[:end]):
+            _tell(record, real)
+        text = text[end:]
+    os.close(reading)
+
+
+def _records(text: str) -> list[str]:
+    starts = [0, *(match.start() for match in _RECORD.finditer(text)), len(text)]
+    return [text[start:end] for start, end in pairwise(starts) if end > start]
+
+
+def _tell(record: str, real: int) -> None:
+    found = _RECORD.match(record)
+    if found is None:
+        # Not the core's: the interpreter, or the C library, on their way down.
+        os.write(real, record.encode())
+        return
+    message = record[found.end() :].strip()
+    handshake = _HANDSHAKE.search(message)
+    if handshake is not None:
+        _tell_handshake(handshake)
+    elif not _IDLE.search(message):
+        fields = {"source": found[2]}
+        _core.log(_LEVELS[found[1]], "%s", message, extra={"fields": fields})
+
+
+def _tell_handshake(found: re.Match[str]) -> None:
+    error = found["error"]
+    if error.startswith("OK"):
+        return
+    fields = {"listener": found["listener"], "peer": found["peer"], "reason": _reason(error)}
+    level = logging.DEBUG if _SILENT.search(error) else logging.INFO
+    _log.log(level, "TLS handshake refused", extra={"fields": fields})
+
+
+def _reason(error: str) -> str:
+    """What went wrong, in one line: OpenSSL's own words where it has some."""
+    said = _OPENSSL.search(error)
+    if said is None:
+        return error.partition("\n")[0].partition(": ")[2] or error
+    why = said[2] if said[2] and "Invalid certificate verification context" not in said[2] else None
+    return said[1].lower().replace("_", " ") + (f": {why}" if why else "")

@@ -1,0 +1,83 @@
+"""Files of keys and certificates, read again when they change."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs_service.transport.tokens import UnusableKey, read_file
+
+POLL_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class KeyFiles:
+    """Files that belong together, such as a certificate and its key.
+
+    take: called with their contents, in order. It raises UnusableKey and changes nothing where they can't
+    be used, and else returns what the log is told of them, never a secret.
+    """
+
+    what: str
+    paths: Sequence[Path]
+    take: Callable[[Sequence[bytes]], dict[str, object]]
+    _taken: bytes = b""
+    _refused: bytes = b""
+    _told: bool = field(default=False)
+
+    def load(self) -> dict[str, object]:
+        """Take the files for the first time; returns what take says. Raises UnusableKey."""
+        contents = [read_file(path) for path in self.paths]
+        said = self.take(contents)
+        self._taken = _digest(contents)
+        return said
+
+    def read(self) -> "list[bytes] | UnusableKey":
+        """Return what the files hold, or why they can't be read."""
+        try:
+            return [read_file(path) for path in self.paths]
+        except UnusableKey as error:
+            return error
+
+    def update(self, found: "list[bytes] | UnusableKey") -> None:
+        """Take what was found if it is new and can be used; else go on with what was taken before."""
+        digest = _digest([str(found).encode()] if isinstance(found, UnusableKey) else found)
+        if digest == self._taken:
+            self._refused = b""
+            return
+        try:
+            if isinstance(found, UnusableKey):
+                raise found
+            said = self.take(found)
+        except UnusableKey as error:
+            self._refuse(digest, error)
+            return
+        self._taken, self._refused = digest, b""
+        _log.info("%s read again", self.what, extra={"fields": said})
+
+    def _refuse(self, digest: bytes, error: UnusableKey) -> None:
+        """Say so once, and not before the second look: files are replaced one after the other."""
+        if digest != self._refused:
+            self._refused, self._told = digest, False
+        elif not self._told:
+            self._told = True
+            _log.error(
+                "%s can't be used, the one before stays", self.what, extra={"fields": {"error": str(error)}}
+            )
+
+
+def _digest(contents: Sequence[bytes]) -> bytes:
+    # By content, not by time or inode: a Secret that is mounted, a rename and a rewrite all look alike.
+    return b"".join(hashlib.sha256(content).digest() for content in contents)
+
+
+async def watch(groups: Sequence[KeyFiles]) -> None:
+    """Look at the files once a second, for ever. They are read on a thread, taken on the loop."""
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        for group in groups:
+            group.update(await asyncio.to_thread(group.read))
