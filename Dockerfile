@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY generated generated
 COPY jobs_service jobs_service
 RUN /opt/jobs-service/bin/pip install --no-cache-dir --disable-pip-version-check \
-        --constraint constraints.txt ".[server]" \
+        --constraint constraints.txt ".[server,traces]" \
     && /opt/jobs-service/bin/python -m compileall -q /opt/jobs-service/lib
 
 FROM python:3.11.14-slim-bookworm

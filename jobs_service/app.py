@@ -22,19 +22,26 @@ from jobs_service.storage.embedded import (
     EmbeddedPostgresError,
 )
 from jobs_service.storage.schema import SchemaReport, SchemaState
+from jobs_service.telemetry.http import MetricsServer, answers, make_app
+from jobs_service.telemetry.metrics import Metrics
+from jobs_service.telemetry.traces import Tracer
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.batcher import Limits
 from jobs_service.transport.core_log import captured
 from jobs_service.transport.credentials import Credentials, load_credentials
 from jobs_service.transport.health import Health
+from jobs_service.transport.interceptors.access_log import AccessLog
 from jobs_service.transport.interceptors.admission import Bounds
 from jobs_service.transport.key_files import watch
 from jobs_service.transport.operations import BATCHERS, Operations
-from jobs_service.transport.server import JOBS_SERVICE, Server, ServerSettings
+from jobs_service.transport.server import JOBS_SERVICE, PortTaken, Server, ServerSettings
+from jobs_service.upkeep.count_jobs import CountJobs
+from jobs_service.upkeep.loop import Upkeep
 
 # How long the loop may keep a worker thread waiting that has its answer from the database. With
 # Python's 5 ms, every statement of a batch waits that long under load: half the calls a second.
 _SWITCH_SECONDS = 0.0005
+_UPKEEP_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +56,13 @@ class Storage:
 
     database: Database
     postgres: EmbeddedPostgres | None
+    schema: SchemaReport
 
 
 @contextmanager
-def open_storage(config: Config, *, migrate: bool, exclusive: bool) -> Iterator[Storage]:
+def open_storage(
+    config: Config, *, migrate: bool, exclusive: bool, metrics: Metrics | None = None
+) -> Iterator[Storage]:
     """Open the configured database, with a schema that this release can run on.
 
     The embedded Postgres is started for as long as the block lasts, and always brought up to date.
@@ -62,14 +72,15 @@ def open_storage(config: Config, *, migrate: bool, exclusive: bool) -> Iterator[
     with _postgres(config, exclusive) as (url, postgres):
         # Whoever has a direct URL has the other one for a pooler.
         pooled = config.direct_database_url not in {None, url}
-        database = _database(config, url, "JOBS_DATABASE_URL", pooled=pooled)
+        database = _database(config, url, "JOBS_DATABASE_URL", pooled=pooled, metrics=metrics)
         try:
             if migrate or postgres is not None:
                 bring_up_to_date(config, url)
-            require_schema(database.schema_report(release=__version__))
+            found = database.schema_report(release=__version__)
+            require_schema(found)
             if postgres is not None and AccessService(database).fill_if_empty():
                 _log.info("filled the empty database with a demo")
-            yield Storage(database, postgres)
+            yield Storage(database, postgres, found)
         finally:
             database.close()
 
@@ -97,15 +108,18 @@ def _postgres(config: Config, exclusive: bool) -> Iterator[tuple[str, EmbeddedPo
         folder.unlock()
 
 
-def _database(config: Config, url: str, name: str, *, pooled: bool = False) -> Database:
+def _database(
+    config: Config, url: str, name: str, *, pooled: bool = False, metrics: Metrics | None = None
+) -> Database:
     try:
         return Database(
             url,
-            # A connection for each thread that may want one at the same time, health's included.
-            pool_size=BATCHERS + config.list_threads + 2,
+            # One for each thread that may want one at the same time: health and upkeep too, and one more.
+            pool_size=BATCHERS + config.list_threads + 3,
             statement_seconds=config.batch_seconds,
             lock_seconds=config.lock_seconds,
             pooled=pooled,
+            metrics=metrics.database if metrics else None,
         )
     except ValueError as error:
         raise ConfigError(f"{name} is {error}") from None
@@ -146,12 +160,41 @@ def serve(config: Config, *, migrate: bool, ready: Callable[[int], None]) -> Non
     # Until the loop takes signals, SIGTERM ends the process through the finally blocks all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.setswitchinterval(_SWITCH_SECONDS)
-    with captured(), open_storage(config, migrate=migrate, exclusive=True) as storage:
-        asyncio.run(_serve(config, storage, credentials, ready))
+    metrics = Metrics()
+    metrics.add_process()
+    with (
+        captured(),
+        _tracer(config) as tracer,
+        open_storage(config, migrate=migrate, exclusive=True, metrics=metrics) as storage,
+    ):
+        metrics.build_is(__version__, storage.schema.found or "")
+        asyncio.run(_serve(config, storage, credentials, ready, metrics, tracer))
+
+
+@contextmanager
+def _tracer(config: Config) -> Iterator[Tracer | None]:
+    if config.otlp_endpoint is None:
+        yield None
+        return
+    try:
+        # Only here: without a collector none of its code is loaded.
+        from jobs_service.telemetry.otlp import OtlpTracer
+    except ImportError as error:
+        raise ConfigError(f"JOBS_OTLP_ENDPOINT needs the extra 'traces' ({error.name} is missing)") from None
+    tracer = OtlpTracer(config.otlp_endpoint, __version__)
+    try:
+        yield tracer
+    finally:
+        tracer.close()
 
 
 async def _serve(
-    config: Config, storage: Storage, credentials: Credentials, ready: Callable[[int], None]
+    config: Config,
+    storage: Storage,
+    credentials: Credentials,
+    ready: Callable[[int], None],
+    metrics: Metrics,
+    tracer: Tracer | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -169,26 +212,63 @@ async def _serve(
         list_threads=config.list_threads,
         read_seconds=config.read_seconds,
         abort=storage.database.abort,
+        metrics=metrics,
     )
     health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
+    metrics.ready_is(lambda: health.ready)
+    upkeep = Upkeep([CountJobs(storage.database, metrics.jobs)], metrics.duties)
     tls = credentials.tls
     certificates = tls.clients if tls and config.mtls_listen else None
     authenticator = Authenticator(credentials.verifier, certificates, operations.find_user_id)
-    server = Server(_server_settings(config), tls, operations, authenticator, health)
-    port, mtls_port = await server.start()
-    _log.info("serving", extra={"fields": _serving(config, port, mtls_port)})
-    ready(port)
-    tasks = [asyncio.create_task(health.run()), asyncio.create_task(watch(credentials.files))]
-    if storage.postgres is not None:
-        tasks.append(asyncio.create_task(_keep_alive(storage.postgres)))
-    for task in tasks:
-        task.add_done_callback(lambda ended: _stop_if_failed(ended, stop))
-    await stop.wait()
-    _log.info("draining")
-    await server.drain()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    access_log = AccessLog(metrics.calls, tracer)
+    server = Server(_server_settings(config), tls, operations, authenticator, health, access_log)
+    with _over_http(config, metrics, health):
+        port, mtls_port = await server.start()
+        _log.info("serving", extra={"fields": _serving(config, port, mtls_port)})
+        ready(port)
+        upkeep.start()
+        tasks = [asyncio.create_task(health.run()), asyncio.create_task(watch(credentials.files))]
+        if storage.postgres is not None:
+            tasks.append(asyncio.create_task(_keep_alive(storage.postgres)))
+        for task in tasks:
+            task.add_done_callback(lambda ended: _stop_if_failed(ended, stop))
+        await stop.wait()
+        _log.info("draining")
+        upkeep.stop()
+        await server.drain()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(upkeep, storage.database)
+
+
+@contextmanager
+def _over_http(config: Config, metrics: Metrics, health: Health) -> Iterator[None]:
+    """Serve metrics and probes for as long as the block lasts, the drain included."""
+    if config.metrics_listen is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    served = make_app(metrics.registry, lambda: health.ready, lambda: answers(loop))
+    host, port = config.metrics_listen.host, config.metrics_listen.port
+    try:
+        server = MetricsServer(host, port, served)
+    except OSError:
+        target = config.metrics_listen.target
+        raise PortTaken(f"{target} can't be listened on: is another service there?") from None
+    _log.info("serving metrics", extra={"fields": {"host": host, "port": server.port}})
+    server.start()
+    try:
+        yield
+    finally:
+        server.close()
+
+
+async def _end(upkeep: Upkeep, database: Database) -> None:
+    """Let the duty in progress end, or cut its connection."""
+    if not await asyncio.to_thread(upkeep.ended, _UPKEEP_SECONDS):
+        database.abort()
+        await asyncio.to_thread(upkeep.ended, _UPKEEP_SECONDS)
 
 
 def _serving(config: Config, port: int, mtls_port: int | None) -> dict[str, object]:

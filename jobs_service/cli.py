@@ -17,7 +17,7 @@ from jobs_service.model.job import RunType
 from jobs_service.storage.driver_errors import PrivilegeMissing, UnusableDatabaseUrl
 from jobs_service.storage.embedded import EmbeddedPostgresError
 from jobs_service.storage.schema import MigrationLockTimeout
-from jobs_service.telemetry import configure_logging
+from jobs_service.telemetry.logs import configure_logging
 from jobs_service.transport.certificates import parse_certificates
 from jobs_service.transport.credentials import load_tls, token_keys
 from jobs_service.transport.probe import ask_health, own_name

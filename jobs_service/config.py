@@ -50,6 +50,12 @@ def _address(text: str) -> Address:
     return Address(host.removeprefix("[").removesuffix("]"), int(port))
 
 
+def _otlp_endpoint(text: str) -> str:
+    if not re.match(r"https?://[^/@\s]+:\d+/?\Z", text):
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT")
+    return text
+
+
 def _switch(text: str) -> bool:
     if text not in {"on", "off"}:
         raise ValueError("must be on or off")
@@ -84,6 +90,17 @@ class Config:
     """The settings. Each field is the variable JOBS_<FIELD>; its metadata has default and reason."""
 
     listen: Address = _setting("127.0.0.1:50051", _address, "Where the service listens, HOST:PORT.")
+    metrics_listen: Address | None = _setting(
+        None,
+        _address,
+        "Where metrics and probes are served over HTTP, HOST:PORT, without credentials. Unset: nowhere.",
+    )
+    otlp_endpoint: str | None = _setting(
+        None,
+        _otlp_endpoint,
+        "The collector that traces are sent to over OTLP/gRPC, http://HOST:PORT or https://HOST:PORT."
+        " Unset: no traces.",
+    )
     insecure_listen: bool = _setting(
         "off",
         _switch,
@@ -140,7 +157,7 @@ class Config:
         "8",
         _number(1, 64, int),
         "Lists that are read at the same time; more wait. The service holds as many connections to"
-        " Postgres, and 8 more.",
+        " Postgres, and 9 more.",
     )
     batch_seconds: float = _setting(
         "10",

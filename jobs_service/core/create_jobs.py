@@ -97,7 +97,7 @@ def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
         caller, job = item.request.caller, item.request.job
         refused = item.refused or item.denied or job.validate_only
         if not refused and caller.subject_id is not None:
-            item.insert = JobInsert(uuid7(), caller.subject_id, caller.user_id, job)
+            item.insert = JobInsert(uuid7(), caller.subject_id, caller.user_id, job, item.request.traceparent)
     inserts = [item.insert for item in items if item.insert is not None]
     created = tx.jobs.insert(inserts) if inserts else {}
     for item in items:
@@ -170,6 +170,7 @@ def _created_event(item: _Item) -> Event:
     return Event(
         type=EventType.CREATED,
         job_id=job.job_id,
+        run_type=job.run_type,
         actor=item.request.caller,
         status_before=None,
         status_after=job.status,

@@ -194,6 +194,7 @@ def _cancel(tx: Transaction, jobs: dict[UUID, Job], winners: dict[UUID, CancelRe
             Event(
                 type=EventType.CANCELLED,
                 job_id=job_id,
+                run_type=jobs[job_id].run_type,
                 actor=request.caller,
                 status_before=jobs[job_id].status,
                 status_after=JobStatus.CANCELLED,

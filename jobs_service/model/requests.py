@@ -10,10 +10,11 @@ from jobs_service.model.job import Job, JobStatus, JobView, NewJob, RunType
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """Make this job."""
+    """Make this job. traceparent: the trace context to keep with it; no part of what makes it the same."""
 
     caller: Caller
     job: NewJob
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,15 @@ from jobs_service.storage.engine import (
     new_engine,
     normalized_url,
 )
+from jobs_service.storage.event_readers import EventReaders
 from jobs_service.storage.event_store import EventStore
+from jobs_service.storage.job_counts import JobCounts
 from jobs_service.storage.job_list import JobList
 from jobs_service.storage.job_store import JobStore
+from jobs_service.storage.observed import observe_pool, observed
 from jobs_service.storage.schema import SchemaReport, report
 from jobs_service.storage.watchdog import Watchdog
+from jobs_service.telemetry.metrics import DatabaseMetrics, Metrics
 
 _GRACE_SECONDS = 2.0
 _READ_SETTINGS = select(
@@ -40,6 +44,8 @@ class Transaction:
         self.jobs = JobStore(connection)
         self.job_list = JobList(connection)
         self.events = EventStore(connection)
+        self.event_readers = EventReaders(connection)
+        self.job_counts = JobCounts(connection)
 
 
 class Database:
@@ -58,14 +64,17 @@ class Database:
         statement_seconds: float,
         lock_seconds: float,
         pooled: bool = False,
+        metrics: DatabaseMetrics | None = None,
     ) -> None:
         self._batch_seconds = statement_seconds
         self._pooled = pooled
         self._limits = Limits(statement_seconds, lock_seconds)
-        self._watchdog = Watchdog()
+        self._metrics = metrics or Metrics().database
+        self._watchdog = Watchdog(self._metrics.watchdog_shuts.inc)
         self._engine = new_engine(
             normalized_url(url), pool_size=pool_size, limits=self._limits, pooled=pooled
         )
+        observe_pool(self._metrics, self._engine)
         self._autocommit, self._read_only = self._engine, self._engine
         if not pooled:
             self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -154,8 +163,14 @@ class Database:
     def _connection(
         self, engine: Engine, seconds: float, too_long: type[JobsError] = DatabaseUnavailable
     ) -> Iterator[Connection]:
+        with observed(self._metrics), self._watched(engine, seconds, too_long) as connection:
+            yield connection
+
+    @contextmanager
+    def _watched(self, engine: Engine, seconds: float, too_long: type[JobsError]) -> Iterator[Connection]:
         began = time.monotonic()
-        connection = _connect(engine)
+        with self._metrics.wait_seconds.time():
+            connection = _connect(engine)
         try:
             # The database's own limit comes first, while there is a database.
             with self._watchdog.watching(connection, seconds + _GRACE_SECONDS) as watch:

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Connection, DateTime, Text, Uuid, insert, select
 
 from jobs_service.model.caller import Caller
-from jobs_service.model.job import JobStatus
+from jobs_service.model.job import JobStatus, RunType
 from jobs_service.model.states import EventType
 from jobs_service.storage.recordset import recordset, rows
 from jobs_service.storage.tables import job_events
@@ -20,6 +20,7 @@ class Event:
 
     type: EventType
     job_id: UUID
+    run_type: RunType
     actor: Caller
     status_before: JobStatus | None
     status_after: JobStatus
@@ -32,6 +33,7 @@ _new = recordset(
     {
         "type": Text(),
         "job_id": Uuid(),
+        "run_type": Text(),
         "actor_id": BigInteger(),
         "actor_soeid": Text(),
         "on_behalf_of_id": BigInteger(),
@@ -62,6 +64,7 @@ def _record(event: Event) -> dict[str, object]:
     return {
         "type": event.type,
         "job_id": event.job_id,
+        "run_type": event.run_type,
         "actor_id": event.actor.user_id,
         "actor_soeid": event.actor.soeid,
         "on_behalf_of_id": None if on_behalf_of is None else on_behalf_of.user_id,

@@ -11,7 +11,7 @@ from jobs_service.storage.tables import datasets, jobs, users
 _owner = users.alias("owner")
 _creator = users.alias("creator")
 _PAYLOADS = (jobs.c.run_parameters, jobs.c.output_summary)
-_NOT_OF_A_JOB = (jobs.c.request_id, jobs.c.request_hash)
+_NOT_OF_A_JOB = (jobs.c.request_id, jobs.c.request_hash, jobs.c.traceparent)
 _BASIC: list[ColumnElement[Any]] = [
     *(column for column in jobs.c if column not in set(_PAYLOADS + _NOT_OF_A_JOB)),
     _owner.c.soeid.label("owner_soeid"),

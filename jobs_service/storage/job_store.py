@@ -32,12 +32,13 @@ from jobs_service.storage.tables import dataset_permissions, jobs, users
 
 @dataclass(frozen=True, slots=True)
 class JobInsert:
-    """A row to be: the job asked for, its id, and who owns and makes it."""
+    """A row to be: the job asked for, its id, who owns and makes it, and in which trace."""
 
     job_id: UUID
     owner_id: int
     creator_id: int
     job: NewJob
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ _new = recordset(
         "request_hash": Text(),
         "payload_bytes": Integer(),
         "run_parameters": JSONB(),
+        "traceparent": Text(),
     },
 )
 _new_columns = [
@@ -300,4 +302,5 @@ def _insert_record(item: JobInsert) -> dict[str, object]:
         "request_hash": None if job.request_id is None else job.request_hash.hex(),
         "payload_bytes": job.payload_bytes,
         "run_parameters": job.run_parameters,
+        "traceparent": item.traceparent,
     }

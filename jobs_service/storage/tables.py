@@ -165,6 +165,8 @@ jobs = Table(
     Column("payload_bytes", Integer, nullable=False),
     Column("run_parameters", JSONB, nullable=False),
     Column("output_summary", JSONB(none_as_null=True)),
+    # The W3C trace context that the job was created in, for the spans of its workers.
+    Column("traceparent", Text),
     CheckConstraint(f"({words('status', TERMINAL)}) = (end_time IS NOT NULL)", name="end_time"),
     CheckConstraint("(request_id IS NULL) = (request_hash IS NULL)", name="request_hash"),
 )
@@ -223,5 +225,26 @@ job_events = Table(
     _moment("time"),
     # A reader in commit order needs it: a later event_id may be committed first.
     Column("transaction_id", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    # The job's. Unset in what release 0.1.0 has written, and writes beside newer ones.
+    Column("run_type", Text),
     Index(None, "job_id", "event_id"),
+    Index(None, "transaction_id", "event_id"),
 )
+
+event_readers = Table(
+    "event_readers",
+    metadata,
+    Column("reader", Text, primary_key=True),
+    # The last event that the reader has read; see storage/event_readers.py.
+    Column("transaction_id", Xid8, nullable=False, server_default=text("'0'::xid8")),
+    Column("event_id", BigInteger, nullable=False, server_default=text("0")),
+)
+
+job_counts = Table(
+    "job_counts",
+    metadata,
+    Column("run_type", Text, primary_key=True),
+    Column("status", Text, primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+)
+"""Jobs by run type and status, as far as the reader job_counts has read the events."""

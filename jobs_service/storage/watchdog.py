@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -43,7 +43,8 @@ class Watchdog:
     It asks the server to cancel a second before the time is up, and then shuts the socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_shut: Callable[[], None] = lambda: None) -> None:
+        self._on_shut = on_shut
         self._lock = threading.Lock()
         self._watches: set[Watch] = set()
         self._work = threading.Event()
@@ -96,6 +97,7 @@ class Watchdog:
             for watch in [watch for watch in self._watches if watch.until <= moment]:
                 self._watches.discard(watch)
                 watch.shut = True
+                self._on_shut()
                 _shut(watch.driver)
             if not self._watches:
                 self._work.clear()

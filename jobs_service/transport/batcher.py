@@ -22,6 +22,9 @@ from jobs_service.model.errors import (
     ShuttingDown,
     TransactionRolledBack,
 )
+from jobs_service.telemetry import traces
+from jobs_service.telemetry.metrics import BatchMetrics, Metrics
+from jobs_service.telemetry.traces import Span
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,10 +52,11 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
-    since: float
     item: Item
     size: int
     deadline: float | None
+    span: Span | None
+    since: float
     outcome: "asyncio.Future[Result | Exception]"
 
 
@@ -69,6 +73,7 @@ class Batcher(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Sequence[Result | JobsError]],
         executor: Executor,
         limits: Limits,
+        metrics: BatchMetrics | None = None,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -78,6 +83,8 @@ class Batcher(Generic[Item, Result]):
         self._watch: asyncio.TimerHandle | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
+        self._metrics = metrics or Metrics().batches("")
+        self._metrics.waiting_are(lambda: len(self._queue))
 
     async def submit(self, item: Item, *, size: int = 1, deadline: float | None = None) -> Result:
         """Run the operation for one item.
@@ -89,9 +96,17 @@ class Batcher(Generic[Item, Result]):
         if self._closed:
             raise ShuttingDown
         if len(self._queue) >= self._limits.waiting:
+            self._metrics.refused.inc()
             raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[Item, Result](time.monotonic(), item, size, deadline, loop.create_future())
+        waiting = _Waiting[Item, Result](
+            item,
+            size,
+            deadline,
+            span=traces.active(),
+            since=time.monotonic(),
+            outcome=loop.create_future(),
+        )
         self._queue[waiting] = None
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -119,13 +134,12 @@ class Batcher(Generic[Item, Result]):
         while self._queue:
             batch = self._take()
             if batch:
-                items = [waiting.item for waiting in batch]
                 outcomes: Sequence[Result | Exception]
                 try:
-                    outcomes = await loop.run_in_executor(self._executor, self._attempt, items)
+                    outcomes = await loop.run_in_executor(self._executor, self._attempt, batch)
                 except (RuntimeError, asyncio.CancelledError):
                     # The executor is shut: nobody may wait for ever because of it.
-                    outcomes = [ShuttingDown()] * len(items)
+                    outcomes = [ShuttingDown()] * len(batch)
                 for waiting, outcome in zip(batch, outcomes, strict=True):
                     if not waiting.outcome.done():
                         waiting.outcome.set_result(outcome)
@@ -162,22 +176,37 @@ class Batcher(Generic[Item, Result]):
                 return
             del self._queue[waiting]
             if not waiting.outcome.done():
+                self._metrics.refused.inc()
                 error = Overloaded(limit=f"{self._limits.patience:g}", resource="seconds of waiting")
                 waiting.outcome.set_result(error)
 
-    def _attempt(self, items: Sequence[Item]) -> list[Result | Exception]:
-        return run_split(self._run, items, give_up=time.monotonic() + self._limits.seconds)
+    def _attempt(self, batch: Sequence[_Waiting[Item, Result]]) -> list[Result | Exception]:
+        now = time.monotonic()
+        with (
+            self._metrics.running([now - waiting.since for waiting in batch]),
+            traces.batch(self._metrics.operation, [waiting.span for waiting in batch]),
+        ):
+            return run_split(
+                self._run,
+                [waiting.item for waiting in batch],
+                give_up=now + self._limits.seconds,
+                metrics=self._metrics,
+            )
 
 
 def run_split(
-    run: Callable[[Sequence[Item]], Sequence[Result | JobsError]], items: Sequence[Item], *, give_up: float
+    run: Callable[[Sequence[Item]], Sequence[Result | JobsError]],
+    items: Sequence[Item],
+    *,
+    give_up: float,
+    metrics: BatchMetrics,
 ) -> list[Result | Exception]:
     """Run the items together; where that raises, in halves. Never raises; an outcome for each item.
 
     give_up: on the monotonic clock; after it nothing is split any more.
     """
     try:
-        results = run_again(lambda: run(items))
+        results = run_again(lambda: run(items), metrics)
     except DatabaseUnavailable as error:
         # Perhaps committed, perhaps not: to run any part of it again could do it twice.
         return [error] * len(items)
@@ -186,6 +215,7 @@ def run_split(
             return [error]
         if time.monotonic() > give_up:
             return [DatabaseUnavailable()] * len(items)
+        metrics.splits.inc()
         _log.warning("a batch is split", extra={"fields": {"rows": len(items), "error": repr(error)}})
     else:
         if len(results) == len(items):
@@ -194,17 +224,18 @@ def run_split(
         return [RuntimeError(f"{len(items)} items gave {len(results)} results")] * len(items)
     half = len(items) // 2
     return [
-        *run_split(run, items[:half], give_up=give_up),
-        *run_split(run, items[half:], give_up=give_up),
+        *run_split(run, items[:half], give_up=give_up, metrics=metrics),
+        *run_split(run, items[half:], give_up=give_up, metrics=metrics),
     ]
 
 
-def run_again(run: Callable[[], Result]) -> Result:
+def run_again(run: Callable[[], Result], metrics: BatchMetrics) -> Result:
     """Run a transaction, again where it was surely rolled back (a deadlock, a lost connection)."""
     for _ in range(TRIES - 1):
         try:
             return run()
         except TransactionRolledBack:
+            metrics.reruns.inc()
             # On a worker thread, never on the loop. At random, or two that collided do so again.
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - no secret
     return run()

@@ -23,6 +23,8 @@ class Call:
     code: str = "OK"
     reason: str = ""
     detail: str = ""
+    traceparent: str | None = None
+    """The W3C trace context of this call's span, or without tracing that which the caller sent."""
 
     def seconds_left(self, at_most: float) -> float:
         """Return the seconds until the deadline, or at_most. Raises DeadlineExceeded."""

@@ -61,6 +61,11 @@ class Health:
         self._said: bool | None = None
         self._draining = False
 
+    @property
+    def ready(self) -> bool:
+        """What is said now. For any thread."""
+        return self._said is True
+
     async def start(self) -> None:
         """Set the first answers, before the server listens."""
         await self.servicer.set(LIVENESS, _SERVING)

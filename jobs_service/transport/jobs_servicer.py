@@ -34,7 +34,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         """Create a job."""
         call, caller = _current()
         size = request.ByteSize()
-        wanted = await _converted(size, lambda: requests.create_request(caller, request))
+        wanted = await _converted(size, lambda: requests.create_request(caller, request, call.traceparent))
         result = await self._operations.create(wanted, call)
         return await _converted(size, lambda: responses.create_response(result))
 

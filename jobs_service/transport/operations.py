@@ -19,6 +19,8 @@ from jobs_service.model.requests import (
     ListRequest,
     Page,
 )
+from jobs_service.telemetry import traces
+from jobs_service.telemetry.metrics import Metrics
 from jobs_service.transport.batcher import Batcher, Limits, run_again
 from jobs_service.transport.call import Call
 
@@ -42,7 +44,9 @@ class Operations:
         list_threads: int,
         read_seconds: float,
         abort: Callable[[], None],
+        metrics: Metrics | None = None,
     ) -> None:
+        metrics = metrics or Metrics()
         self._job_service = job_service
         self._limits = limits
         self._read_seconds = read_seconds
@@ -50,15 +54,24 @@ class Operations:
         self._batch_threads = ThreadPoolExecutor(BATCHERS, thread_name_prefix="batch")
         self._list_threads = ThreadPoolExecutor(list_threads, thread_name_prefix="list")
         self._lists_waiting = 0
+        self._list_metrics = metrics.batches("list")
+        self._list_metrics.waiting_are(lambda: max(0, self._lists_waiting - list_threads))
         self._closed = False
-        self._users = Batcher[str, int | None](access_service.find_user_ids, self._batch_threads, limits)
-        self._create = Batcher[CreateRequest, CreateResult](
-            job_service.create_jobs, self._batch_threads, limits
+        self._users = Batcher[str, int | None](
+            access_service.find_user_ids, self._batch_threads, limits, metrics.batches("find_user")
         )
-        self._cancel = Batcher[CancelRequest, Job](job_service.cancel_jobs, self._batch_threads, limits)
+        self._create = Batcher[CreateRequest, CreateResult](
+            job_service.create_jobs, self._batch_threads, limits, metrics.batches("create")
+        )
+        self._cancel = Batcher[CancelRequest, Job](
+            job_service.cancel_jobs, self._batch_threads, limits, metrics.batches("cancel")
+        )
         self._get = {
             view: Batcher[GetRequest, Job](
-                partial(job_service.get_jobs, view=view), self._batch_threads, limits
+                partial(job_service.get_jobs, view=view),
+                self._batch_threads,
+                limits,
+                metrics.batches(f"get_{view.lower()}"),
             )
             for view in JobView
         }
@@ -85,15 +98,20 @@ class Operations:
         if self._closed:
             raise ShuttingDown
         if self._lists_waiting >= self._limits.waiting:
+            self._list_metrics.refused.inc()
             raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
         self._lists_waiting += 1
         latest = time.monotonic() + self._limits.patience
+        span = traces.active()
 
         def run() -> Page:
             if time.monotonic() > latest:
                 raise Overloaded(limit=f"{self._limits.patience:g}", resource="seconds of waiting")
             seconds = call.seconds_left(self._read_seconds)
-            return run_again(lambda: self._job_service.list_jobs(request, seconds=seconds))
+            with traces.using(span):
+                return run_again(
+                    lambda: self._job_service.list_jobs(request, seconds=seconds), self._list_metrics
+                )
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._list_threads, run)

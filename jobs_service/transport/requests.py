@@ -44,8 +44,10 @@ RUN_TYPES: dict[int, RunType] = {
 VIEWS: dict[int, JobView] = {jobs_pb2.JOB_VIEW_BASIC: JobView.BASIC, jobs_pb2.JOB_VIEW_FULL: JobView.FULL}
 
 
-def create_request(caller: Caller, request: jobs_pb2.CreateJobRequest) -> CreateRequest:
-    """Return the job asked for. Raises InvalidRequest, PayloadTooLarge."""
+def create_request(
+    caller: Caller, request: jobs_pb2.CreateJobRequest, traceparent: str | None = None
+) -> CreateRequest:
+    """Return the job asked for, with the trace context to keep. Raises InvalidRequest, PayloadTooLarge."""
     if request.run_parameters.ByteSize() > run_parameters.MAX_BYTES * _PROTOBUF_PER_JSON:
         # Too large whatever is in it: not worth a walk.
         raise PayloadTooLarge([parameters_too_large()])
@@ -71,7 +73,7 @@ def create_request(caller: Caller, request: jobs_pb2.CreateJobRequest) -> Create
     )
     # Of an on-behalf call the owner's id is not ours to tell before its sender's role is known.
     owner_id = caller.user_id if caller.on_behalf_of is None else None
-    return CreateRequest(caller, checked_job(draft, owner_id=owner_id))
+    return CreateRequest(caller, checked_job(draft, owner_id=owner_id), traceparent)
 
 
 def get_request(caller: Caller, job_id: str) -> GetRequest:

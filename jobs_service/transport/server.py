@@ -81,13 +81,14 @@ class Server:
         operations: Operations,
         authenticator: Authenticator,
         health: Health,
+        access_log: AccessLog | None = None,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._operations = operations
         self._health = health
         self._streams = Streams()
-        seams = [LateHeaders(), AccessLog(), Errors()]
+        seams = [LateHeaders(), access_log or AccessLog(), Errors()]
         self._admission = Admission(settings.bounds, outside=seams)
         self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(

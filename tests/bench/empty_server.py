@@ -19,6 +19,7 @@ async def _echo(request: bytes, context: Any) -> bytes:
 async def _serve() -> None:
     settings = ServerSettings(
         target="127.0.0.1:0",
+        mtls_target=None,
         reflection=False,
         keepalive=60,
         max_connection_age=1800,

@@ -17,7 +17,9 @@ END_HEADERS = 0x4
 HeaderList = Sequence[tuple[str | bytes, str | bytes]]
 
 
-def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", *, length: int | None = None) -> bytes:
+def frame(
+    kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", *, length: int | None = None
+) -> bytes:
     """A frame; length: what it claims, if not the truth."""
     claimed = len(payload) if length is None else length
     return struct.pack(">I", claimed)[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from jobs_service.model.errors import DatabaseUnavailable, TransactionRolledBack
 from jobs_service.storage.database import Database, Transaction
+from jobs_service.telemetry.metrics import Metrics
 from jobs_service.transport.batcher import TRIES, run_again
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, connect, open_database
@@ -34,7 +35,7 @@ class Opened:
             with self.database.transaction() as tx:
                 work(tx)
 
-        run_again(once)
+        run_again(once, Metrics().batches("test"))
 
     def end_connections(self) -> None:
         """End every other connection to this database at the server."""

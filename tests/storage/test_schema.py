@@ -110,7 +110,8 @@ def test_a_blank_database_is_behind(blank: tuple[str, Database]) -> None:
 @pytest.mark.parametrize(
     ("revision", "oldest_release", "state"),
     [
-        ("0001", "0.1.0", SchemaState.READY),
+        ("0001", "0.1.0", SchemaState.BEHIND),
+        ("0002", "0.1.0", SchemaState.READY),
         ("9999", "0.1.0", SchemaState.READY),
         ("9999", "0.2.0", SchemaState.TOO_NEW),
         ("9999", "0.10.0", SchemaState.TOO_NEW),

@@ -15,6 +15,7 @@ from jobs_service.model.job import NewJob, RunType
 from jobs_service.model.requests import CreateRequest, CreateResult
 from jobs_service.storage import schema
 from jobs_service.storage.database import Database
+from jobs_service.telemetry.metrics import Metrics
 from jobs_service.transport.batcher import run_again
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import open_database
@@ -70,7 +71,7 @@ class Counted:
 
     def run(self) -> None:
         """Run it as the batcher does."""
-        run_again(self._once)
+        run_again(self._once, Metrics().batches("test"))
 
     def _once(self) -> None:
         self.runs += 1

@@ -1,0 +1,39 @@
+"""Counts the jobs by run type and status, for the metrics."""
+
+from jobs_service.storage.database import Database
+from jobs_service.storage.job_counts import PORTION, READER
+from jobs_service.telemetry.job_gauges import JobFigures, JobGauges, Unread
+
+_READ_SECONDS = 5.0
+_STALE_AFTER = 3
+"""Periods without an answer from the database until the figures are shown no more."""
+
+
+class CountJobs:
+    """Folds the history into the counts, whichever replica comes first, and shows what they then are."""
+
+    name = "count_jobs"
+
+    def __init__(self, database: Database, gauges: JobGauges, *, every: float = 5.0) -> None:
+        self.every = every
+        self._database = database
+        self._gauges = gauges
+
+    def run_once(self) -> bool:
+        """Fold one portion and show the figures; True: there are more events to fold."""
+        with self._database.transaction() as tx:
+            place = tx.event_readers.lock(READER)
+            folded = tx.job_counts.fold(place) if place else 0
+        with self._database.snapshot(seconds=_READ_SECONDS) as tx:
+            jobs = tx.job_counts.by_run_type_and_status()
+            oldest = tx.job_counts.oldest_pending().seconds
+            unread = tx.event_readers.unread()
+        self._gauges.set(
+            JobFigures(
+                jobs,
+                oldest,
+                {name: Unread(left.events, left.oldest_seconds) for name, left in unread.items()},
+            ),
+            fresh_seconds=_STALE_AFTER * self.every,
+        )
+        return folded == PORTION
