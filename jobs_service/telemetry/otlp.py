@@ -15,7 +15,6 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from jobs_service.telemetry.traces import Span, TraceContext
 
 CLOSE_SECONDS = 1.5
-_EXPORT_SECONDS = 5
 # What semantic conventions call the server's own failures; the rest is the caller's affair.
 _FAILURES = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
@@ -111,7 +110,7 @@ class _Exporter(SpanExporter):
     """Sends spans, and says once when that fails and once when it works again."""
 
     def __init__(self, endpoint: str) -> None:
-        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS)
+        self._exporter = OTLPSpanExporter(endpoint=endpoint)
         self._endpoint = endpoint
         self._failing = False
 

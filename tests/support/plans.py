@@ -45,12 +45,17 @@ def sent(database: Database, work: Callable[[], object]) -> list[Statement]:
 
 def scans_of_jobs(connection: psycopg.Connection, statement: Statement) -> list[Scan]:
     """Run the statement under EXPLAIN ANALYZE and return its scans of the jobs table."""
+    return [scan for scan in scans(connection, statement) if scan.table == "jobs"]
+
+
+def scans(connection: psycopg.Connection, statement: Statement) -> list[Scan]:
+    """Run the statement under EXPLAIN ANALYZE and return its scans of tables."""
     with connection.transaction(force_rollback=True):
         explained = connection.execute(
             b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement.sql.encode(), statement.parameters
         ).fetchone()
     assert explained is not None
-    return [scan for scan in _scans(explained[0][0]["Plan"]) if scan.table == "jobs"]
+    return list(_scans(explained[0][0]["Plan"]))
 
 
 def _scans(node: dict[str, Any]) -> Iterator[Scan]:
