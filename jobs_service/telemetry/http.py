@@ -9,7 +9,6 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import TimeoutError as Unanswered
 from typing import IO, Any, cast
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
@@ -56,20 +55,12 @@ def _plain(start_response: StartResponse, status: str, *headers: tuple[str, str]
 
 def answers(loop: asyncio.AbstractEventLoop, seconds: float = _LIVE_SECONDS) -> bool:
     """Whether the event loop of another thread answers within these seconds."""
-
-    async def nothing() -> None:
-        pass
-
+    answered = threading.Event()
     try:
-        asked = asyncio.run_coroutine_threadsafe(nothing(), loop)
+        loop.call_soon_threadsafe(answered.set)
     except RuntimeError:  # the loop is closed
         return False
-    try:
-        asked.result(seconds)
-    except Unanswered:
-        asked.cancel()
-        return False
-    return True
+    return answered.wait(seconds)
 
 
 class _Quiet(ServerHandler):
