@@ -14,13 +14,13 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from fcntl import F_SETPIPE_SZ, fcntl
 from itertools import pairwise
-from select import select
+from select import POLLIN, poll
 from typing import TextIO
 
 _TRACE = "GRPC_TRACE"
 _PIPE_BYTES = 1024 * 1024
 # A record may be cut by the end of what was read; its rest comes at once or never.
-_REST_SECONDS = 0.05
+_REST_MILLISECONDS = 50
 _STDERR = 2
 
 _RECORD = re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ ([\w./-]+:\d+)\] ")
@@ -50,7 +50,7 @@ def ask_for_handshakes(environment: MutableMapping[str, str]) -> None:
 def captured() -> Iterator[None]:
     """Make log lines of what the core writes for as long as the block lasts."""
     sys.stderr.flush()
-    before = sys.stderr
+    before, dumped = sys.stderr, faulthandler.is_enabled()
     real = os.dup(_STDERR)
     reading, writing = os.pipe()
     fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)
@@ -70,7 +70,10 @@ def captured() -> Iterator[None]:
             os.dup2(real, _STDERR)
             reader.join(1)
             _write_to(before, stderr)
-            faulthandler.disable()
+            if dumped:
+                faulthandler.enable(before)
+            else:
+                faulthandler.disable()
 
 
 def _write_to(stream: TextIO, instead_of: TextIO) -> None:
@@ -81,16 +84,16 @@ def _write_to(stream: TextIO, instead_of: TextIO) -> None:
 
 
 def _read(reading: int, real: int) -> None:
-    text = ""
+    text, rest = "", poll()
+    rest.register(reading, POLLIN)
     while data := os.read(reading, _PIPE_BYTES):
         text += data.decode("utf-8", "replace")
-        more = bool(select([reading], [], [], _REST_SECONDS)[0])
-        starts = [match.start() for match in _RECORD.finditer(text)] or [0]
-        # While more comes, the last record may not be whole.
-        end = starts[-1] if more and len(text) < _PIPE_BYTES else len(text)
-        for record in _records(text[:end]):
-            _tell(record, real)
-        text = text[end:]
+        records = _records(text)
+        # While more comes, the last one may not be whole.
+        whole = len(text) > _PIPE_BYTES or not rest.poll(_REST_MILLISECONDS)
+        text = "" if whole else records.pop()
+        _tell(records, real)
+    _tell(_records(text), real)
     os.close(reading)
 
 
@@ -99,19 +102,22 @@ def _records(text: str) -> list[str]:
     return [text[start:end] for start, end in pairwise(starts) if end > start]
 
 
-def _tell(record: str, real: int) -> None:
-    found = _RECORD.match(record)
-    if found is None:
-        # Not the core's: the interpreter, or the C library, on their way down.
-        os.write(real, record.encode())
-        return
-    message = record[found.end() :].strip()
+def _tell(records: list[str], real: int) -> None:
+    for record in records:
+        found = _RECORD.match(record)
+        if found is None:
+            # Not the core's: the interpreter's, or the C library's, on their way down.
+            os.write(real, record.encode())
+        else:
+            _tell_record(found[1], found[2], record[found.end() :].strip())
+
+
+def _tell_record(letter: str, source: str, message: str) -> None:
     handshake = _HANDSHAKE.search(message)
     if handshake is not None:
         _tell_handshake(handshake)
     elif not _IDLE.search(message):
-        fields = {"source": found[2]}
-        _core.log(_LEVELS[found[1]], "%s", message, extra={"fields": fields})
+        _core.log(_LEVELS[letter], "%s", message, extra={"fields": {"source": source}})
 
 
 def _tell_handshake(found: re.Match[str]) -> None:

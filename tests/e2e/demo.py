@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import psycopg
 
@@ -25,7 +26,7 @@ class Demo:
         self.service = ServiceProcess(folder, self.settings)
         self._tokens: dict[str, str] = {}
 
-    def __enter__(self) -> "Demo":
+    def __enter__(self) -> Self:
         """Wait until it serves."""
         try:
             self.service.started()
@@ -48,7 +49,11 @@ class Demo:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run jobs-service with these arguments beside the service."""
-        return run_command(*arguments, settings=self.settings | {"JOBS_LISTEN": self.target})
+        return self.command_with(self.settings, *arguments)
+
+    def command_with(self, settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run it with these settings in place of the service's own."""
+        return run_command(*arguments, settings=settings | {"JOBS_LISTEN": self.target})
 
     def done(self, *arguments: str) -> str:
         """Run a command that must succeed and return what it says."""

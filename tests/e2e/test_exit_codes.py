@@ -1,7 +1,6 @@
 """How each command ends: its exit code, and the one line that says why it failed."""
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,18 +14,20 @@ from jobs_service import cli
 from jobs_service.cli import ExitCode
 from tests.conftest import service_settings
 from tests.e2e.demo import ALICE, PROGRAM, Demo
+from tests.support.certificates import issue
 from tests.support.postgres import PostgresServer, connect
 from tests.support.service import run_command
 
 OF_KUBERNETES = {"JOBS_PORT": "tcp://10.0.0.1:1", "JOBS_PORT_50051_TCP": "a", "JOBS_SERVICE_HOST": "b"}
-# The library says by itself that it could not listen.
-_OF_GRPC = re.compile(r"E\d{4} .* add_port\.cc:")
 GONE = "postgresql://jobs:secret@127.0.0.1:1/jobs"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command. where: a key of `places`. Texts may hold {port} and {pid} of the running service."""
+    """One command. where: a key of `places`. Texts may hold {port} and {pid} of the running service.
+
+    {other_key} is a private key that belongs to nothing.
+    """
 
     command: str
     where: str
@@ -47,6 +48,19 @@ REFUSED = (
     Run("serve", "external", ExitCode.CONFIGURATION, "JOBS_INSECURE_LISTEN=on", {"JOBS_LISTEN": "0.0.0.0:0"}),
     Run("serve", "external", ExitCode.CONFIGURATION, "JOBS_JWT_KEY_FILE is not", {"JOBS_JWT_KEY_FILE": ""}),
     Run("check", "external", ExitCode.CONFIGURATION, "can't be read", {"JOBS_JWT_KEY_FILE": "/nowhere"}),
+    Run("serve", "tls", ExitCode.CONFIGURATION, "belong together", {"JOBS_TLS_KEY_FILE": ""}),
+    Run("serve", "tls", ExitCode.CONFIGURATION, "can't be read", {"JOBS_TLS_CERT_FILE": "/nowhere"}),
+    Run("check", "tls", ExitCode.CONFIGURATION, "is not the key of", {"JOBS_TLS_KEY_FILE": "{other_key}"}),
+    Run("serve", "tls", ExitCode.CONFIGURATION, "is not the key of", {"JOBS_TLS_KEY_FILE": "{other_key}"}),
+    Run("serve", "tls", ExitCode.CONFIGURATION, "holds no PEM", {"JOBS_TLS_CLIENT_CA_FILE": "{other_key}"}),
+    Run("check", "tls", ExitCode.CONFIGURATION, "needs JOBS_TLS", {"JOBS_TLS_CLIENT_CA_FILE": ""}),
+    Run("token al00001", "tls", ExitCode.CONFIGURATION, "are both set", {"JOBS_JWT_JWKS_FILE": "/a"}),
+    Run(
+        *("serve", "tls", ExitCode.CONFIGURATION, "is no JWKS"),
+        {"JOBS_JWT_JWKS_FILE": "{other_key}", "JOBS_JWT_KEY_FILE": ""},
+    ),
+    Run("serve", "tls", ExitCode.PORT, "127.0.0.1:{port}", {"JOBS_MTLS_LISTEN": "127.0.0.1:{port}"}),
+    Run("health", "tls", ExitCode.CONFIGURATION, "can't be read", {"JOBS_TLS_CERT_FILE": "/nowhere"}),
     Run(
         "migrate", "external", ExitCode.CONFIGURATION, "JOBS_DATABASE_URL", {"JOBS_DATABASE_URL": "mysql://a"}
     ),
@@ -92,6 +106,7 @@ DONE = (
     Run(
         "check", "external", ExitCode.OK, "tokens are checked as HS256", {"JOBS_PORT": "tcp://10.0.0.1:50051"}
     ),
+    Run("check", "tls", ExitCode.OK, "TLS: CN=jobs, good until", {"JOBS_LISTEN": "0.0.0.0:50051"}),
     Run("check", "external", ExitCode.OK, "fine", {"JOBS_PORT_50051_TCP": "a", "JOBS_SERVICE_HOST": "b"}),
     Run("check", "newer", ExitCode.OK, "its schema is one that this release can run on"),
 )
@@ -116,12 +131,24 @@ def places(
     newer = newer_schema(postgres_18.new_database(), oldest_release="0.0.9")
     public_key = folder / "public.pem"
     key = Ed25519PrivateKey.generate().public_key()
+    other_key = folder / "other.key"
+    certificate = issue("jobs")
+    cert_file, key_file = certificate.write(folder, "server")
+    other_key.write_bytes(issue("other").key)
     public_key.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return {
         "fresh": {"JOBS_DATA_DIR": str(folder / "fresh")},
         "running": demo.settings | {"JOBS_LISTEN": demo.target},
         "external": service_settings(migrated, folder) | {"JOBS_LISTEN": "127.0.0.1:0"},
         "public key": service_settings(migrated, folder) | {"JOBS_JWT_KEY_FILE": str(public_key)},
+        "tls": service_settings(migrated, folder)
+        | {
+            "JOBS_TLS_CERT_FILE": str(cert_file),
+            "JOBS_TLS_KEY_FILE": str(key_file),
+            "JOBS_TLS_CLIENT_CA_FILE": str(cert_file),
+            "JOBS_LISTEN": "127.0.0.1:0",
+            "JOBS_MTLS_LISTEN": "127.0.0.1:0",
+        },
         "empty": service_settings(postgres_18.blank_database(), folder),
         "too new": service_settings(too_new, folder),
         "newer": service_settings(newer, folder),
@@ -135,7 +162,8 @@ Ended = dict[int, "Future[subprocess.CompletedProcess[str]]"]
 @pytest.fixture(scope="module")
 def ended(demo: Demo, places: dict[str, dict[str, str]]) -> Iterator[Ended]:
     """Every command of the tables, as many at a time as there are processors: a start takes a second."""
-    known = {"port": demo.target.rpartition(":")[2]}
+    other_key = places["tls"]["JOBS_TLS_KEY_FILE"].replace("server.key", "other.key")
+    known = {"port": demo.target.rpartition(":")[2], "other_key": other_key}
 
     def start(run: Run) -> subprocess.CompletedProcess[str]:
         more = {name: text.format_map(known) for name, text in run.settings.items()}
@@ -152,7 +180,7 @@ def test_a_refused_command_says_why_in_one_line(run: Run, ended: Ended, demo: De
     # What was fine before the failure, check has said already.
     assert result.stdout == "" or run.command == "check"
     # What has gone wrong in detail stands in the log, one JSON object a line.
-    (line,) = (line for line in result.stderr.splitlines() if not (_OF_GRPC.match(line) or line[:1] == "{"))
+    (line,) = (line for line in result.stderr.splitlines() if line[:1] != "{")
     assert line.startswith("jobs-service: ")
     port, pid = demo.target.rpartition(":")[2], demo.service.process.pid
     assert run.says.format(port=port, pid=pid) in line

@@ -11,6 +11,11 @@ EXTERNAL = {"JOBS_DATABASE_URL": "postgresql://db/jobs"}
 KEY = {"JOBS_JWT_KEY_FILE": "/etc/jobs/key"}
 OPEN = {"JOBS_LISTEN": "0.0.0.0:50051"}
 INSECURE = {"JOBS_INSECURE_LISTEN": "on"}
+JWKS = {"JOBS_JWT_JWKS_FILE": "/etc/jobs/jwks"}
+TLS = {"JOBS_TLS_CERT_FILE": "/etc/jobs/tls.crt", "JOBS_TLS_KEY_FILE": "/etc/jobs/tls.key"}
+CLIENT_CA = {"JOBS_TLS_CLIENT_CA_FILE": "/etc/jobs/ca.crt"}
+MTLS = TLS | CLIENT_CA | {"JOBS_MTLS_LISTEN": "127.0.0.1:50052"}
+OPEN_MTLS = MTLS | {"JOBS_MTLS_LISTEN": "0.0.0.0:50052"}
 
 
 def test_an_empty_environment_serves_the_embedded_postgres_on_loopback() -> None:
@@ -151,6 +156,14 @@ def test_every_variable_has_a_reason_and_a_default_that_loads() -> None:
         {"JOBS_LISTEN": "[::1]:0"},
         OPEN | INSECURE | KEY,
         OPEN | INSECURE | EXTERNAL | KEY,
+        JWKS,
+        EXTERNAL | JWKS,
+        TLS,
+        MTLS,
+        OPEN | TLS | KEY,
+        OPEN | TLS | EXTERNAL | JWKS,
+        OPEN | OPEN_MTLS | EXTERNAL | KEY,
+        OPEN_MTLS | KEY,
     ],
 )
 def test_settings_that_may_serve(environment: dict[str, str]) -> None:
@@ -166,6 +179,11 @@ def test_settings_that_may_serve(environment: dict[str, str]) -> None:
         (EXTERNAL, "JOBS_JWT_KEY_FILE is not set"),
         (OPEN | INSECURE, "JOBS_JWT_KEY_FILE is not set"),
         (OPEN | INSECURE | EXTERNAL, "JOBS_JWT_KEY_FILE is not set"),
+        (OPEN | JWKS, "JOBS_TLS_CERT_FILE"),
+        (OPEN | TLS, "JOBS_JWT_KEY_FILE is not set"),
+        (OPEN_MTLS, "JOBS_JWT_KEY_FILE is not set"),
+        (MTLS | EXTERNAL, "JOBS_JWT_KEY_FILE is not set"),
+        (OPEN | OPEN_MTLS | EXTERNAL, "JOBS_JWT_KEY_FILE is not set"),
     ],
 )
 def test_settings_that_must_not_serve(environment: dict[str, str], complaint: str) -> None:
@@ -175,6 +193,24 @@ def test_settings_that_must_not_serve(environment: dict[str, str], complaint: st
 
 def test_commands_that_do_not_serve_load_what_must_not_serve() -> None:
     assert not load(OPEN | EXTERNAL).embedded
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        (KEY | JWKS, "JOBS_JWT_KEY_FILE and JOBS_JWT_JWKS_FILE are both set"),
+        *(({name: "/etc/jobs/file"}, "set both or neither") for name in TLS),
+        *((MTLS | {name: ""}, "set both or neither") for name in TLS),
+        (MTLS | {"JOBS_TLS_CLIENT_CA_FILE": ""}, "JOBS_MTLS_LISTEN needs"),
+        ({"JOBS_MTLS_LISTEN": "127.0.0.1:1"}, "JOBS_MTLS_LISTEN needs"),
+        (CLIENT_CA, "set without JOBS_MTLS_LISTEN"),
+        (TLS | CLIENT_CA, "set without JOBS_MTLS_LISTEN"),
+        ({"JOBS_MTLS_LISTEN": "50052"}, "must be HOST:PORT"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(environment: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load(environment)
 
 
 def test_a_direct_url_needs_the_url_that_it_is_another_way_to() -> None:
