@@ -29,5 +29,15 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_of_us)
     # Says on every migration which kind of database it talks to.
     logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+
+
+def _tells_of_us(record: logging.LogRecord) -> bool:
+    """Whether a record of gRPC is about the service: not what a caller alone has caused, at will.
+
+    It quotes a header that is no ASCII whole, a token perhaps, and has a traceback for each answer whose
+    caller is gone.
+    """
+    return not str(record.msg).startswith(("Invalid encoding on", "ExecuteBatchError raised in core"))

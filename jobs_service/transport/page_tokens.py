@@ -39,6 +39,9 @@ def decode(token: str, wanted: JobFilter, view: JobView) -> Cursor:
         cursor = Cursor(_EPOCH + microseconds * _MICROSECOND, UUID(bytes=job_id))
     except (UnicodeEncodeError, binascii.Error, struct.error, OverflowError):
         raise _invalid("is not a token of this service") from None
+    if base64.urlsafe_b64encode(packed) != padded:
+        # b64decode takes the letters of the other alphabet too.
+        raise _invalid("is not a token of this service")
     if version != _VERSION or digest != _digest(microseconds, cursor.job_id, wanted, view):
         raise _invalid("belongs to another filter or view, or is damaged")
     return cursor

@@ -125,6 +125,7 @@ class Mutator:
         return tagged(each.number, 0, self._varint())
 
     def _inner(self, each: FieldDescriptor, depth: int) -> bytes:
+        assert each.message_type is not None
         if each.message_type.full_name == "google.protobuf.Struct" and self.dice.random() < 0.5:
             return tagged(each.number, 2, self._struct())
         if depth > 4:

@@ -1,12 +1,13 @@
 """gRPC's own frames broken, in HTTP/2 that is right: prefixes that lie, compression that is none, bombs."""
 
+import itertools
 import random
 import zlib
 
 import pytest
 
 from tests.fuzz.mutation import GOOD, Mutator
-from tests.fuzz.target import Target, unharmed
+from tests.fuzz.target import MORE_MEMORY, Target, unharmed
 from tests.fuzz.wire import Reply, Wire, bomb, grpc_message
 from tests.support.judge import METHODS, SERVICE
 
@@ -15,8 +16,10 @@ REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 HEALTH = "/grpc.health.v1.Health/Check"
 MEBIBYTE = 2**20
 GET = GOOD["GetJob"][0].SerializeToString()
+SOON = ("grpc-timeout", "500m")
+"""A stream that ends without a whole message has no answer from gRPC but that its time is over."""
 GZIP = ("grpc-encoding", "gzip")
-INVALID, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNKNOWN = "3", "5", "8", "12", "13", "2"
+NOT_FOUND, EXHAUSTED = "5", "8"
 
 
 def sent(target: Target, body: bytes, *more: tuple[str, str], path: str = JOBS + "GetJob") -> Reply:
@@ -36,7 +39,7 @@ def test_the_wire_client_is_answered_like_any_other(target: Target) -> None:
     assert sent(target, compressed, GZIP).status == NOT_FOUND
 
 
-# What is sent, and which statuses may come; "" is none at all: the transport has cut the stream.
+# What is sent, and with which headers.
 BROKEN: dict[str, tuple[bytes, tuple[tuple[str, str], ...]]] = {
     "nothing": (b"", ()),
     "half a prefix": (b"\0\0", ()),
@@ -61,23 +64,24 @@ BROKEN: dict[str, tuple[bytes, tuple[tuple[str, str], ...]]] = {
 def test_a_broken_frame_is_refused_by_the_transport(target: Target, name: str) -> None:
     body, headers = BROKEN[name]
     with unharmed(target):
-        reply = sent(target, body, *headers)
+        reply = sent(target, body, SOON, *headers)
     assert reply.ended in {"status", "reset", "goaway", "closed"}, reply
     # These are gRPC's own: no handler has seen the call, so no details either, and nothing of ours.
     assert reply.status not in {"0", NOT_FOUND}, reply
     assert "jobs_service" not in str(reply.headers)
 
 
-@pytest.mark.parametrize("size", [4, 64, 512])
+@pytest.mark.parametrize("size", [4, 32, 60])
 @pytest.mark.parametrize("path", [JOBS + "GetJob", JOBS + "CreateJob", HEALTH, REFLECTION])
 def test_a_small_message_that_grows_beyond_4_mib_is_refused(target: Target, path: str, size: int) -> None:
     with unharmed(target):
         reply = sent(target, grpc_message(bomb(size * MEBIBYTE + 1), flag=1), GZIP, path=path)
-    assert reply.status in {EXHAUSTED, INTERNAL}, reply
+    assert reply.status == EXHAUSTED, reply
 
 
 def test_many_bombs_at_once_take_no_memory(target: Target) -> None:
-    body = grpc_message(bomb(256 * MEBIBYTE), flag=1)
+    body = grpc_message(bomb(60 * MEBIBYTE), flag=1)
+    before = target.most_memory()
     with unharmed(target):
         wires = [Wire(target.service.target, seconds=30) for _ in range(20)]
         for wire in wires:
@@ -87,7 +91,8 @@ def test_many_bombs_at_once_take_no_memory(target: Target) -> None:
         for wire in wires:
             with wire:
                 replies.append(wire.reply().ended)
-    assert set(replies) <= {"status", "reset"}
+    assert set(replies) == {"status"}
+    assert target.most_memory() < before + MORE_MEMORY
 
 
 def test_messages_that_no_one_finishes_hold_nothing_up(target: Target) -> None:
@@ -112,16 +117,21 @@ def _framing(target: Target, seed: str, number: int) -> None:
     dice, mutator = random.Random(seed), Mutator(seed)
     client = target.world.client(target.world.user())
     credentials = [(key, str(value)) for key, value in client.metadata]
+    inputs = mutator.inputs(number)
     with unharmed(target):
-        for rpc, data in mutator.inputs(number):
-            compressed = dice.random() < 0.3
-            content = zlib.compress(data, wbits=31) if compressed else data
-            body = _damaged(dice, grpc_message(content, flag=int(compressed)))
-            with Wire(target.service.target) as wire:
-                wire.hello()
-                wire.call(JOBS + rpc, body, *credentials, *([GZIP] if compressed else []))
-                reply = wire.reply()
-            assert reply.ended != "silence", f"seed {seed!r}: {rpc} {body.hex()}"
+        # Twenty at a time: some are answered by nothing but the end of their time.
+        while some := list(itertools.islice(inputs, 20)):
+            wires: list[tuple[Wire, bytes]] = []
+            for rpc, data in some:
+                compressed = dice.random() < 0.3
+                content = zlib.compress(data, wbits=31) if compressed else data
+                body = _damaged(dice, grpc_message(content, flag=int(compressed)))
+                wires.append((Wire(target.service.target), body))
+                wires[-1][0].hello()
+                wires[-1][0].call(JOBS + rpc, body, SOON, *credentials, *([GZIP] if compressed else []))
+            for wire, body in wires:
+                with wire:
+                    assert wire.reply().ended != "silence", f"seed {seed!r}: {body.hex()}"
 
 
 def test_a_hundred_damaged_frames_are_all_answered(target: Target) -> None:
