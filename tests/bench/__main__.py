@@ -151,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = [item.generator_us for item in rows if item.callers == max(CALLERS)]
     print(
         f"{here['cpus']} CPUs (load {here['load_before']} before), Python {here['python']},"
-        f" {plan.jobs:,} jobs, {plan.rounds} rounds of {plan.seconds} s, medians; {time.monotonic() - began:.0f} s in all."
+        f" {plan.jobs:,} jobs, {plan.rounds} rounds of {plan.seconds} s, medians;"
+        f" {time.monotonic() - began:.0f} s in all."
     )
     print(
         f"Empty RPC: {EMPTY_BYTES} bytes echoed by a bare grpc.aio server with the same options. Up to"

@@ -31,7 +31,7 @@ SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The status of a refused call, its rich part decoded by the client's own means."""
+    """The status of a refused call, its rich part decoded by the client's own means; empty without one."""
 
     code: str
     message: str
@@ -62,8 +62,8 @@ class AnyClient(Protocol):
 class PythonStubs:
     """The stubs in generated/."""
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target)
+    def __init__(self, target: str, *options: tuple[str, str | int]) -> None:
+        self._channel = grpc.insecure_channel(target, options=options)
         self._stub = jobs_pb2_grpc.JobsServiceStub(self._channel)
 
     def call(self, rpc: str, request: Json, headers: Mapping[str, str]) -> Json:
@@ -123,9 +123,9 @@ class BufCurl:
 class NodeClient:
     """client.js, one process for many calls. It has of ours nothing but protos/."""
 
-    def __init__(self, target: str, modules: Path) -> None:
+    def __init__(self, target: str, modules: Path, *service_config: str) -> None:
         self._process = subprocess.Popen(
-            ["node", str(NODE_SOURCE / "client.js"), target, str(PROTOS)],
+            ["node", str(NODE_SOURCE / "client.js"), target, str(PROTOS), *service_config],
             env=os.environ | {"NODE_PATH": str(modules)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -148,7 +148,8 @@ class NodeClient:
             answered: Json = answer["response"]
             return answered
         refused = answer["refused"]
-        (info,) = refused.pop("infos")
+        infos = refused.pop("infos") or [{"domain": "", "reason": ""}]
+        (info,) = infos
         raise CallRefused(Refusal(**refused, **{"metadata": {}, **info}))
 
     def close(self) -> None:
@@ -183,7 +184,8 @@ def node_modules() -> Path:
 
 def _refusal_of_stubs(error: Any) -> Refusal:
     status = rpc_status.from_call(error)
-    assert status is not None, repr(error)
+    if status is None:
+        return Refusal(error.code().name, error.details(), "", "", {}, {})
     details = [(detail.type_url.rpartition("/")[2], detail.value) for detail in status.details]
     return _refusal(error.code().name, error.details(), details)
 

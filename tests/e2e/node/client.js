@@ -1,7 +1,7 @@
 'use strict';
 // A client as a team that writes Node would have it: grpc-js, proto-loader, and of ours only protos/.
 //
-//   node client.js HOST:PORT PROTOS
+//   node client.js HOST:PORT PROTOS [SERVICE_CONFIG]
 //
 // Each line of stdin is a call, {rpc, request, headers}; each line of stdout its answer, {response} or
 // {refused}. Messages are in the JSON form of proto3.
@@ -11,7 +11,7 @@ const loader = require('@grpc/proto-loader');
 const protobuf = require('protobufjs');
 
 const DEADLINE_MS = 30000;
-const [target, protos] = process.argv.slice(2);
+const [target, protos, serviceConfig] = process.argv.slice(2);
 const files = ['jobs/v1/jobs.proto', 'jobs/v1/errors.proto'];
 const definition = loader.loadSync(files, { includeDirs: [protos], longs: String, enums: String });
 const { JobsService } = grpc.loadPackageDefinition(definition).jobs.v1;
@@ -103,7 +103,8 @@ function answer(client, { rpc, request, headers }) {
 }
 
 async function main() {
-  const client = new JobsService(target, grpc.credentials.createInsecure());
+  const options = serviceConfig ? { 'grpc.service_config': serviceConfig } : {};
+  const client = new JobsService(target, grpc.credentials.createInsecure(), options);
   for await (const line of readline.createInterface({ input: process.stdin })) {
     process.stdout.write(`${JSON.stringify(await answer(client, JSON.parse(line)))}\n`);
   }
