@@ -33,6 +33,8 @@ _READ_SETTINGS = select(
     func.set_config("statement_timeout", bindparam("milliseconds"), True),
     # A plan made for any caller is a bad one for most: few data sets or thousands, owner or reader.
     func.set_config("plan_cache_mode", "force_custom_plan", True),
+    # A guess of many rows is no reason to compile for 300 ms what then reads a hundred.
+    func.set_config("jit", "off", True),
 )
 
 

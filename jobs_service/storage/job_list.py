@@ -3,15 +3,16 @@
 A job is visible to its owner, its creator, and whoever has any permission on its data set. Written
 as one OR this reads the whole table for somebody who sees little of it, so there are three shapes:
 
-- everything: an admin needs no visibility at all;
-- narrow: the filter has an index that leaves little to read (an owner, a data set, an external id,
-  the active jobs), and the OR is checked on that;
+- everything: an admin needs no visibility at all, nor does who asks for his own jobs or those of a
+  data set that he may read; of any other data set there are only his own;
+- narrow: the filter has an index that leaves little to read (an owner, an external id, a status
+  other than COMPLETED), and the OR is checked in that index;
 - wide: first the newest rows of all, where whoever sees much finds a page at once; only if they
   don't give one, the newest rows of the owner, of the creator and of each data set, merged.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -40,7 +41,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from jobs_service.model.job import Job, JobView, JsonObject
+from jobs_service.model.job import Job, JobStatus, JobView, JsonObject
 from jobs_service.model.requests import Cursor, JobFilter
 from jobs_service.model.states import ACTIVE
 from jobs_service.storage.job_rows import COLUMNS, job_of, with_names
@@ -50,6 +51,9 @@ TOTAL_CAP = 10_000
 """Totals are counted up to here."""
 
 _WINDOW = 2_000
+# Whoever reads many data sets finds a page in this many rows or sees very little: dearer for all others.
+_LARGE_WINDOW = 50_000
+_MANY = 1_000
 _NEWEST = Cursor(datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 
 _viewer: ColumnElement[int] = bindparam("viewer", type_=BigInteger)
@@ -57,35 +61,53 @@ _depth: ColumnElement[int] = bindparam("depth", type_=Integer)
 _moment = DateTime(timezone=True)
 
 
+_ACTIVE = "active"
+_FAILED = "failed"
+_CANCELLED = "cancelled"
+# How to say a group of statuses so that its partial index is used, and read alone: no index names status.
+_GROUPS: dict[str, tuple[frozenset[JobStatus], ColumnElement[bool]]] = {
+    _ACTIVE: (ACTIVE, jobs.c.end_time.is_(None)),
+    _FAILED: (frozenset({JobStatus.FAILED}), jobs.c.error_type.is_not(None)),
+    _CANCELLED: (frozenset({JobStatus.CANCELLED}), jobs.c.cancelled_by_soeid.is_not(None)),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Which conditions a statement has: everything about a filter but its values."""
+    """Which conditions a statement has: everything about a filter but its values.
+
+    groups: where the statuses have indexes of their own, those of _GROUPS to look in.
+    """
 
     owner: bool
     dataset: bool
     statuses: bool
-    only_active: bool
     run_types: bool
     external: bool
     time_from: bool
     time_to: bool
+    groups: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, wanted: JobFilter) -> "_Shape":
+        touched = {name: group & wanted.statuses for name, (group, _) in _GROUPS.items()}
+        grouped = JobStatus.COMPLETED not in wanted.statuses
+        # A group that is wanted whole says it all by itself.
+        whole = grouped and all(found in (set(), _GROUPS[name][0]) for name, found in touched.items())
         return cls(
             owner=wanted.owner_id is not None,
             dataset=wanted.dataset_id is not None,
-            statuses=bool(wanted.statuses),
-            only_active=bool(wanted.statuses) and wanted.statuses <= ACTIVE,
+            statuses=bool(wanted.statuses) and not whole,
             run_types=bool(wanted.run_types),
             external=wanted.external_id is not None,
             time_from=wanted.create_time_from is not None,
             time_to=wanted.create_time_to is not None,
+            groups=tuple(name for name, found in touched.items() if found and grouped),
         )
 
     @property
     def narrow(self) -> bool:
-        return self.owner or self.dataset or self.external or self.only_active
+        return self.owner or self.external or bool(self.groups)
 
 
 def _matching(shape: _Shape, row: FromClause = jobs) -> list[ColumnElement[bool]]:
@@ -93,14 +115,13 @@ def _matching(shape: _Shape, row: FromClause = jobs) -> list[ColumnElement[bool]
         (shape.owner, row.c.owner_id == bindparam("owner", type_=BigInteger)),
         (shape.dataset, row.c.dataset_id == bindparam("dataset", type_=BigInteger)),
         (shape.statuses, row.c.status == func.any(bindparam("statuses", type_=ARRAY(Text)))),
-        # Says nothing new, but it is the condition of the index on the active jobs.
-        (shape.only_active, row.c.end_time.is_(None)),
         (shape.run_types, row.c.run_type == func.any(bindparam("run_types", type_=ARRAY(Text)))),
         (shape.external, row.c.external_id == bindparam("external", type_=Text)),
         (shape.time_from, row.c.create_time >= bindparam("time_from", type_=_moment)),
         (shape.time_to, row.c.create_time < bindparam("time_to", type_=_moment)),
     ]
-    return [condition for wanted, condition in conditions if wanted]
+    groups = [or_(*(_GROUPS[name][1] for name in shape.groups))] if shape.groups else []
+    return [condition for wanted, condition in conditions if wanted] + groups
 
 
 def _visible(row: FromClause = jobs) -> ColumnElement[bool]:
@@ -121,21 +142,24 @@ def _newest(*conditions: ColumnElement[bool], depth: ColumnElement[int] = _depth
     return keys.order_by(*_order(jobs)).limit(depth)
 
 
-def _among_the_newest(shape: _Shape) -> Select[Any]:
+def _among_the_newest(shape: _Shape, rows: int = _WINDOW) -> Select[Any]:
     """The keys wanted among the newest rows of all: reads a window, however little it finds."""
-    bounds = _matching(_Shape(*(False,) * 6, shape.time_from, shape.time_to))
+    bounds = _matching(_Shape(*(False,) * 5, shape.time_from, shape.time_to))
     columns: list[Column[Any]] = [
         jobs.c.owner_id,
         jobs.c.creator_id,
         jobs.c.dataset_id,
         jobs.c.status,
-        jobs.c.end_time,
         jobs.c.run_type,
         jobs.c.external_id,
     ]
-    window = _newest(*bounds, depth=literal(_WINDOW)).add_columns(*columns).subquery("newest")
+    window = _newest(*bounds, depth=literal(rows)).add_columns(*columns).subquery("newest")
     wanted = select(window.c.create_time, window.c.job_id).where(_visible(window), *_matching(shape, window))
     return wanted.order_by(*_order(window)).limit(_depth)
+
+
+def _among_more(shape: _Shape) -> Select[Any]:
+    return _among_the_newest(shape, _LARGE_WINDOW)
 
 
 def _from_each_index(shape: _Shape) -> Select[Any]:
@@ -185,45 +209,92 @@ def _page(keys: Any, shape: _Shape, view: JobView) -> Select[Any]:
 
 
 def _all_matching(shape: _Shape) -> Select[Any]:
-    return _newest(*_matching(shape))
+    return _in_each_group(shape)
 
 
 def _visible_matching(shape: _Shape) -> Select[Any]:
-    return _newest(_visible(), *_matching(shape))
+    return _in_each_group(shape, _visible())
+
+
+def _own_matching(shape: _Shape) -> Select[Any]:
+    """The keys of the viewer's own jobs, from the owner's and the creator's order."""
+    matching = _matching(shape)
+    merged = union_all(
+        _newest(jobs.c.owner_id == _viewer, *matching).subquery().select(),
+        _newest(_made_for_others(), jobs.c.owner_id != _viewer, *matching).subquery().select(),
+    ).subquery("own")
+    return select(merged).order_by(*_order(merged)).limit(_depth)
+
+
+def _in_each_group(shape: _Shape, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """The keys from the one index, or merged from those of several groups of statuses."""
+    parts = [_newest(*conditions, *_matching(one)) for one in _one_group_each(shape)]
+    if len(parts) == 1:
+        return parts[0]
+    merged = union_all(*(part.subquery().select() for part in parts)).subquery("merged")
+    return select(merged).order_by(*_order(merged)).limit(_depth)
+
+
+def _one_group_each(shape: _Shape) -> list[_Shape]:
+    # Only of the active is a part ever wanted.
+    parts = [replace(shape, groups=(g,), statuses=shape.statuses and g == _ACTIVE) for g in shape.groups]
+    return parts or [shape]
 
 
 @lru_cache(maxsize=1024)
-def _count(shape: _Shape, *, everything: bool) -> Select[Any]:
-    """How many there are; stops at the cap."""
+def _count(parts: Any, shape: _Shape) -> Select[Any]:
+    """How many there are in these parts, which share no row; stops at the cap."""
+    found = [select(part.subquery().c.job_id) for part in parts(shape)]
+    return select(func.count()).select_from(union_all(*found).limit(literal(TOTAL_CAP)).subquery())
+
+
+def _ids(*conditions: ColumnElement[bool]) -> Select[Any]:
+    return select(jobs.c.job_id).where(*conditions).limit(literal(TOTAL_CAP))
+
+
+def _all_parts(shape: _Shape) -> list[Select[Any]]:
+    return [_ids(*_matching(one)) for one in _one_group_each(shape)]
+
+
+def _visible_parts(shape: _Shape) -> list[Select[Any]]:
+    return [_ids(_visible(), *_matching(one)) for one in _one_group_each(shape)]
+
+
+def _own_parts(shape: _Shape) -> list[Select[Any]]:
     matching = _matching(shape)
-    cap = literal(TOTAL_CAP)
-    if everything or shape.narrow:
-        visible = [] if everything else [_visible()]
-        found = select(literal(1)).select_from(jobs).where(*visible, *matching).limit(cap)
-        return select(func.count()).select_from(found.subquery())
-    # Three parts that share no row, so that nothing has to be sorted or hashed to count them.
+    return [
+        _ids(jobs.c.owner_id == _viewer, *matching),
+        _ids(_made_for_others(), jobs.c.owner_id != _viewer, *matching),
+    ]
+
+
+def _source_parts(shape: _Shape) -> list[Select[Any]]:
+    """His own, and those of each data set: nothing has to be sorted or hashed to count them."""
     # The limit within each data set is what makes the planner use that data set's index.
-    in_dataset = (
-        select(jobs.c.job_id)
-        .where(
-            jobs.c.dataset_id == dataset_permissions.c.dataset_id,
-            jobs.c.owner_id != _viewer,
-            jobs.c.creator_id != _viewer,
-            *matching,
-        )
-        .limit(cap)
-        .lateral("in_dataset")
-    )
-    parts = union_all(
-        select(jobs.c.job_id).where(jobs.c.owner_id == _viewer, *matching),
-        select(jobs.c.job_id).where(_made_for_others(), jobs.c.owner_id != _viewer, *matching),
+    in_dataset = _ids(
+        jobs.c.dataset_id == dataset_permissions.c.dataset_id,
+        jobs.c.owner_id != _viewer,
+        jobs.c.creator_id != _viewer,
+        *_matching(shape),
+    ).lateral("in_dataset")
+    of_datasets = (
         select(in_dataset.c.job_id)
         .select_from(dataset_permissions.join(in_dataset, true()))
-        .where(dataset_permissions.c.user_id == _viewer),
+        .where(dataset_permissions.c.user_id == _viewer)
     )
-    return select(func.count()).select_from(parts.limit(cap).subquery())
+    return [*_own_parts(shape), of_datasets]
 
 
+_MAY_READ = select(dataset_permissions.c.dataset_id).where(
+    dataset_permissions.c.user_id == _viewer,
+    dataset_permissions.c.dataset_id == bindparam("dataset", type_=BigInteger),
+)
+_PERMISSIONS = select(func.count()).select_from(
+    select(dataset_permissions.c.dataset_id)
+    .where(dataset_permissions.c.user_id == _viewer)
+    .limit(literal(_MANY))
+    .subquery()
+)
 _payload_ids = bindparam("job_ids", type_=ARRAY(Uuid))
 _PAYLOADS = select(jobs.c.job_id, jobs.c.run_parameters, jobs.c.output_summary).where(
     jobs.c.job_id == func.any(_payload_ids)
@@ -240,8 +311,9 @@ class JobList:
         self, viewer: int | None, wanted: JobFilter, *, cursor: Cursor | None, skip: int, limit: int
     ) -> list[Job]:
         """Return up to limit jobs after the cursor, newest first, skip of them left out; BASIC."""
-        shape = _Shape.of(wanted)
-        after = cursor or _NEWEST
+        # As a place to begin at: as one more condition it would be checked on every newer row.
+        shape = replace(_Shape.of(wanted), time_to=False)
+        after = _first_place(wanted, cursor)
         parameters = _values(viewer, wanted) | {
             "after_time": after.create_time,
             "after_id": after.job_id,
@@ -254,22 +326,52 @@ class JobList:
             rows = self._connection.execute(_page(keys, shape, JobView.BASIC), parameters)
             return [job_of(row) for row in rows]
 
-        if viewer is None:
+        if self._sees_all(viewer, wanted):
             return page(_all_matching)
+        if shape.dataset:
+            return page(_own_matching)
         if shape.narrow:
             return page(_visible_matching)
         found = page(_among_the_newest)
+        if len(found) < limit and self._reads_many(viewer):
+            found = page(_among_more)
         return found if len(found) == limit else page(_from_each_index)
 
     def total(self, viewer: int | None, wanted: JobFilter) -> int:
         """Count the jobs that newest would give without a limit; TOTAL_CAP means that many or more."""
-        statement = _count(_Shape.of(wanted), everything=viewer is None)
-        return int(self._connection.execute(statement, _values(viewer, wanted)).scalar_one())
+        shape = _Shape.of(wanted)
+        if self._sees_all(viewer, wanted):
+            parts: Any = _all_parts
+        elif shape.dataset:
+            parts = _own_parts
+        else:
+            parts = _visible_parts if shape.narrow else _source_parts
+        return int(self._connection.execute(_count(parts, shape), _values(viewer, wanted)).scalar_one())
+
+    def _sees_all(self, viewer: int | None, wanted: JobFilter) -> bool:
+        """Whether every job that matches is visible: then none has to be looked at for that."""
+        if viewer is None or wanted.owner_id == viewer:
+            return True
+        if wanted.dataset_id is None:
+            return False
+        asked = {"viewer": viewer, "dataset": wanted.dataset_id}
+        return self._connection.execute(_MAY_READ, asked).first() is not None
+
+    def _reads_many(self, viewer: int | None) -> bool:
+        return bool(self._connection.execute(_PERMISSIONS, {"viewer": viewer}).scalar_one() == _MANY)
 
     def payloads(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[JsonObject, JsonObject | None]]:
         """Return run_parameters and output_summary of these jobs."""
         found = self._connection.execute(_PAYLOADS, {"job_ids": list(job_ids)})
         return {row.job_id: (row.run_parameters, row.output_summary) for row in found}
+
+
+def _first_place(wanted: JobFilter, cursor: Cursor | None) -> Cursor:
+    """Where a page begins: after the cursor, and before create_time_to."""
+    places = [_NEWEST, *([cursor] if cursor else [])]
+    if wanted.create_time_to is not None:
+        places.append(Cursor(wanted.create_time_to, UUID(int=0)))
+    return min(places, key=lambda place: (place.create_time, place.job_id))
 
 
 def _values(viewer: int | None, wanted: JobFilter) -> dict[str, Any]:

@@ -169,13 +169,19 @@ jobs = Table(
     Column("traceparent", Text),
     CheckConstraint(f"({words('status', TERMINAL)}) = (end_time IS NOT NULL)", name="end_time"),
     CheckConstraint("(request_id IS NULL) = (request_hash IS NULL)", name="request_hash"),
+    # The indexes on the failed and on the cancelled know them by these columns.
+    CheckConstraint("(status = 'FAILED') = (error_type IS NOT NULL)", name="error_type"),
+    CheckConstraint("(status = 'CANCELLED') = (cancelled_by_soeid IS NOT NULL)", name="cancelled_by_soeid"),
 )
 
 _newest_first = (jobs.c.create_time.desc(), jobs.c.job_id.desc())
 
 # None of these names status: an index that does would make every claim and finish write to it.
+# What is included is what visibility needs: who sees few of many jobs reads the index alone.
 Index("ix_jobs_newest", *_newest_first)
-Index("ix_jobs_owner_newest", jobs.c.owner_id, *_newest_first)
+Index(
+    "ix_jobs_owner_newest", jobs.c.owner_id, *_newest_first, postgresql_include=["dataset_id", "creator_id"]
+)
 Index(
     "ix_jobs_creator_newest",
     jobs.c.creator_id,
@@ -192,9 +198,22 @@ Index(
     "ix_jobs_external_newest",
     jobs.c.external_id,
     *_newest_first,
+    postgresql_include=["dataset_id", "owner_id", "creator_id"],
     postgresql_where=text("external_id IS NOT NULL"),
 )
 Index("ix_jobs_active_newest", *_newest_first, postgresql_where=text("end_time IS NULL"))
+Index(
+    "ix_jobs_failed_newest",
+    *_newest_first,
+    postgresql_include=["dataset_id", "owner_id", "creator_id", "run_type"],
+    postgresql_where=text("error_type IS NOT NULL"),
+)
+Index(
+    "ix_jobs_cancelled_newest",
+    *_newest_first,
+    postgresql_include=["dataset_id", "owner_id", "creator_id", "run_type"],
+    postgresql_where=text("cancelled_by_soeid IS NOT NULL"),
+)
 Index(
     "uq_jobs_request_id",
     jobs.c.owner_id,
