@@ -177,10 +177,13 @@ jobs = Table(
 _newest_first = (jobs.c.create_time.desc(), jobs.c.job_id.desc())
 
 # None of these names status: an index that does would make every claim and finish write to it.
-# What is included is what visibility needs: who sees few of many jobs reads the index alone.
+# What is included is what visibility and a run type need: who sees few of many jobs reads the index alone.
 Index("ix_jobs_newest", *_newest_first)
 Index(
-    "ix_jobs_owner_newest", jobs.c.owner_id, *_newest_first, postgresql_include=["dataset_id", "creator_id"]
+    "ix_jobs_owner_newest",
+    jobs.c.owner_id,
+    *_newest_first,
+    postgresql_include=["dataset_id", "creator_id", "run_type"],
 )
 Index(
     "ix_jobs_creator_newest",
@@ -192,13 +195,13 @@ Index(
     "ix_jobs_dataset_newest",
     jobs.c.dataset_id,
     *_newest_first,
-    postgresql_include=["owner_id", "creator_id"],
+    postgresql_include=["owner_id", "creator_id", "run_type"],
 )
 Index(
     "ix_jobs_external_newest",
     jobs.c.external_id,
     *_newest_first,
-    postgresql_include=["dataset_id", "owner_id", "creator_id"],
+    postgresql_include=["dataset_id", "owner_id", "creator_id", "run_type"],
     postgresql_where=text("external_id IS NOT NULL"),
 )
 Index("ix_jobs_active_newest", *_newest_first, postgresql_where=text("end_time IS NULL"))

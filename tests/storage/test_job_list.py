@@ -28,8 +28,9 @@ SECOND = timedelta(seconds=1)
 
 _INSERT = """
     INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, external_id, priority,
-                      create_time, end_time, payload_bytes, run_parameters, output_summary)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, 0, %s, %s, 2, %s, %s)
+                      create_time, end_time, error_type, cancelled_by_soeid, payload_bytes,
+                      run_parameters, output_summary)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, 0, %s, %s, %s, %s, 2, %s, %s)
 """
 
 
@@ -151,6 +152,8 @@ def insert(world: World, rows: Sequence[Row]) -> None:
                     row.external_id,
                     row.create_time,
                     row.create_time if row.status in TERMINAL else None,
+                    "ValueError" if row.status is JobStatus.FAILED else None,
+                    "us00000" if row.status is JobStatus.CANCELLED else None,
                     json.dumps({"of": str(row.job_id)}),
                     '{"rows": 1}' if row.status is JobStatus.COMPLETED else None,
                 )

@@ -31,7 +31,7 @@ INSERT INTO users (user_id, soeid, role) OVERRIDING SYSTEM VALUE
      SELECT n, 'pl' || lpad(n::text, 5, '0'), 'user' FROM generate_series(1, {OWNERS + 10}) n;
 INSERT INTO datasets (dataset_id, name) SELECT n, 'd' || n FROM generate_series(1, {DATASETS}) n;
 INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, priority, create_time,
-                  end_time, payload_bytes, run_parameters, external_id, request_id, request_hash)
+                  end_time, error_type, payload_bytes, run_parameters, external_id, request_id, request_hash)
      SELECT md5(n::text)::uuid,
             (ARRAY['IMPORT', 'SAMPLING', 'EXPLORATION', 'SQL_TRANSFORM'])[1 + n % 4],
             CASE WHEN n % 100 = 0 THEN 'PENDING' WHEN n % 100 < 5 THEN 'FAILED' ELSE 'COMPLETED' END,
@@ -41,6 +41,7 @@ INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, pr
             0,
             '2026-01-01Z'::timestamptz + n * interval '1 s',
             CASE WHEN n % 100 <> 0 THEN '2026-01-01Z'::timestamptz + (n + 60) * interval '1 s' END,
+            CASE WHEN n % 100 BETWEEN 1 AND 4 THEN 'ValueError' END,
             20, '{{"file_path": "a"}}', 'ext-' || n / 10, md5('r' || n)::uuid, decode('00', 'hex')
        FROM generate_series(1, {JOBS}) n;
 INSERT INTO dataset_permissions (user_id, dataset_id, level)

@@ -41,7 +41,10 @@ _FILL = (
                 CASE WHEN n BETWEEN {PROGRAMS.start} AND {PROGRAMS.stop - 1} THEN 'service' ELSE 'user' END
            FROM generate_series(1, {STRANGER}) n
     """,
-    f"INSERT INTO datasets (dataset_id, name) SELECT n, 'data set ' || n FROM generate_series(1, {DATASETS}) n",
+    f"""
+    INSERT INTO datasets (dataset_id, name)
+         SELECT n, 'data set ' || n FROM generate_series(1, {DATASETS}) n
+    """,
     f"""
     INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, description, external_id,
                       priority, create_time, available_time, start_time, update_time, end_time,
@@ -111,7 +114,7 @@ SELECT indexname, indexdef FROM pg_indexes JOIN pg_class ON pg_class.oid = index
 
 
 def fill(connection: psycopg.Connection, *, analyze: bool = True) -> None:
-    """Fill a migrated, empty database. Its indexes are made after the rows, which takes a third of the time."""
+    """Fill a migrated, empty database. The indexes are made after the rows, in a third of the time."""
     connection.execute("SET synchronous_commit = off")
     connection.execute("SET maintenance_work_mem = '512MB'")
     indexes = connection.execute(_INDEXES).fetchall()

@@ -87,9 +87,18 @@ class World:
         self.sql.execute(
             """UPDATE jobs SET status = %s, version = version + 1, update_time = clock_timestamp(),
                       start_time = CASE WHEN %s THEN clock_timestamp() END,
-                      end_time = CASE WHEN %s THEN clock_timestamp() END
+                      end_time = CASE WHEN %s THEN clock_timestamp() END,
+                      error_type = CASE WHEN %s THEN 'ValueError' END,
+                      cancelled_by_soeid = CASE WHEN %s THEN 'us00000' END
                 WHERE job_id = %s""",
-            (status.value, started, ended, str(job_id)),
+            (
+                status.value,
+                started,
+                ended,
+                status is JobStatus.FAILED,
+                status is JobStatus.CANCELLED,
+                str(job_id),
+            ),
         )
 
     def events(self, job_id: str | UUID) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Indexes for lists: of failed and of cancelled jobs, and with what visibility needs in them.
+"""Indexes for lists: of failed and of cancelled jobs, and with what visibility and a run type need in them.
 
 Release 0.1.0 runs on it: it fails no job, and says of each that it cancels who did it.
 """
@@ -15,8 +15,9 @@ _CONSTRAINTS = {
 _INDEXES = {
     "ix_jobs_failed_newest": "(create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE error_type IS NOT NULL",
     "ix_jobs_cancelled_newest": "(create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE cancelled_by_soeid IS NOT NULL",
-    "ix_jobs_owner_newest": "(owner_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, creator_id)",
-    "ix_jobs_external_newest": "(external_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id) WHERE external_id IS NOT NULL",
+    "ix_jobs_owner_newest": "(owner_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, creator_id, run_type)",
+    "ix_jobs_dataset_newest": "(dataset_id, create_time DESC, job_id DESC) INCLUDE (owner_id, creator_id, run_type)",
+    "ix_jobs_external_newest": "(external_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE external_id IS NOT NULL",
 }
 
 
