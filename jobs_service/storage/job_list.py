@@ -48,7 +48,7 @@ from jobs_service.storage.job_filter import (
     newest_first,
     visible,
 )
-from jobs_service.storage.job_rows import COLUMNS, job_of, with_names
+from jobs_service.storage.job_rows import COLUMNS, job_of
 from jobs_service.storage.tables import dataset_permissions, jobs
 
 TOTAL_CAP = 10_000
@@ -118,7 +118,7 @@ def _page(keys: Any, shape: Shape, view: JobView) -> Select[Any]:
     """The rows of a page in order, from the keys that the function finds, less those skipped."""
     page = keys(shape).limit(bindparam("limit", type_=Integer)).offset(bindparam("skip", type_=Integer))
     key = page.subquery("key")
-    rows = select(*COLUMNS[view]).select_from(with_names(key.join(jobs, jobs.c.job_id == key.c.job_id)))
+    rows = select(*COLUMNS[view]).select_from(key.join(jobs, jobs.c.job_id == key.c.job_id))
     return rows.order_by(*newest_first(key))
 
 

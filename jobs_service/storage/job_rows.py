@@ -1,22 +1,25 @@
-"""How a job is read: the columns of each view, the names joined to it, and the row made a Job."""
+"""How a job is read: the columns of each view, its names among them, and the row made a Job."""
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Row, case, null
+from sqlalchemy import ColumnElement, Row, case, null, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobs_service.model.job import Job, JobError, JobStatus, JobView, RunType
 from jobs_service.storage.tables import datasets, jobs, users
 
-_owner = users.alias("owner")
-_creator = users.alias("creator")
 _PAYLOADS = (jobs.c.run_parameters, jobs.c.output_summary)
 _NOT_OF_A_JOB = (jobs.c.request_id, jobs.c.request_hash, jobs.c.traceparent)
+# Looked up row by row, by primary key, whatever the planner thinks: a join to a batch, which it takes
+# for 100 rows, it may make by reading the whole table. Each may be gone.
+_owner = select(users.c.soeid).where(users.c.user_id == jobs.c.owner_id).scalar_subquery()
+_creator = select(users.c.soeid).where(users.c.user_id == jobs.c.creator_id).scalar_subquery()
+_dataset = select(datasets.c.name).where(datasets.c.dataset_id == jobs.c.dataset_id).scalar_subquery()
 _BASIC: list[ColumnElement[Any]] = [
     *(column for column in jobs.c if column not in set(_PAYLOADS + _NOT_OF_A_JOB)),
-    _owner.c.soeid.label("owner_soeid"),
-    _creator.c.soeid.label("creator_soeid"),
-    datasets.c.name.label("dataset_name"),
+    _owner.label("owner_soeid"),
+    case((jobs.c.creator_id != jobs.c.owner_id, _creator)).label("creator_soeid"),
+    _dataset.label("dataset_name"),
 ]
 _left_out = null().cast(JSONB(none_as_null=True))
 _summary_if_completed = case(
@@ -39,15 +42,6 @@ COLUMNS: dict[JobView, list[ColumnElement[Any]]] = {
 }
 
 
-def with_names(source: FromClause) -> FromClause:
-    """Join owner, creator and data set to something that has the jobs in it; each may be gone."""
-    return (
-        source.outerjoin(_owner, _owner.c.user_id == jobs.c.owner_id)
-        .outerjoin(_creator, _creator.c.user_id == jobs.c.creator_id)
-        .outerjoin(datasets, datasets.c.dataset_id == jobs.c.dataset_id)
-    )
-
-
 def job_of(row: Row[Any]) -> Job:
     """Return the job of a row that has the COLUMNS of a view."""
     return Job(
@@ -59,7 +53,7 @@ def job_of(row: Row[Any]) -> Job:
         owner_id=row.owner_id,
         owner_soeid=row.owner_soeid,
         creator_id=row.creator_id,
-        creator_soeid=row.creator_soeid if row.creator_id != row.owner_id else None,
+        creator_soeid=row.creator_soeid,
         description=row.description,
         external_id=row.external_id,
         priority=row.priority,

@@ -24,10 +24,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from jobs_service.model.caller import Role, Standing
 from jobs_service.model.job import Job, JobStatus, JobView, NewJob
 from jobs_service.model.requests import GetRequest
-from jobs_service.storage.access_store import level_named, role_named
-from jobs_service.storage.job_rows import COLUMNS, job_of, with_names
+from jobs_service.storage.access_store import level_named, level_of, role_named, role_of
+from jobs_service.storage.job_rows import COLUMNS, job_of
 from jobs_service.storage.recordset import recordset, rows
-from jobs_service.storage.tables import dataset_permissions, jobs, users
+from jobs_service.storage.tables import jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,11 @@ _BY_REQUEST_ID = select(
     select(func.pg_logical_emit_message(true(), "jobs", cast("", Text))).scalar_subquery(),
     *COLUMNS[JobView.FULL],
 ).select_from(
-    with_names(
-        _key.join(
-            jobs,
-            (jobs.c.owner_id == _key.c.owner_id)
-            & (jobs.c.creator_id == _key.c.creator_id)
-            & (jobs.c.request_id == _key.c.request_id),
-        )
+    _key.join(
+        jobs,
+        (jobs.c.owner_id == _key.c.owner_id)
+        & (jobs.c.creator_id == _key.c.creator_id)
+        & (jobs.c.request_id == _key.c.request_id),
     )
 )
 
@@ -136,42 +134,22 @@ _asked = recordset(
     "asked",
     {"n": Integer(), "job_id": Uuid(), "caller_id": BigInteger(), "subject_id": BigInteger()},
 )
-_asker = users.alias("asker")
-_subject = users.alias("subject")
-_any_level = (
-    select(dataset_permissions.c.level)
-    .where(
-        dataset_permissions.c.user_id == _asked.c.subject_id,
-        dataset_permissions.c.dataset_id == jobs.c.dataset_id,
-    )
-    .correlate(_asked, jobs)
-    .exists()
-)
+_may_ask = or_(_asked.c.caller_id == _asked.c.subject_id, role_of(_asked.c.caller_id) != Role.USER.value)
 # What the asker will not be shown is not read either: a large payload would tell by its time that it exists.
-_visible = or_(_asked.c.caller_id == _asked.c.subject_id, _asker.c.role != Role.USER.value) & or_(
-    _subject.c.role == Role.ADMIN.value,
+_visible = _may_ask & or_(
+    role_of(_asked.c.subject_id) == Role.ADMIN.value,
     jobs.c.owner_id == _asked.c.subject_id,
     jobs.c.creator_id == _asked.c.subject_id,
-    _any_level,
+    level_of(_asked.c.subject_id, jobs.c.dataset_id).is_not(None),
 )
 _FIND = {
     view: select(
-        _asker.c.role.label("caller_role"),
-        _subject.c.role.label("subject_role"),
-        dataset_permissions.c.level,
+        role_of(_asked.c.caller_id).label("caller_role"),
+        role_of(_asked.c.subject_id).label("subject_role"),
+        level_of(_asked.c.subject_id, jobs.c.dataset_id).label("level"),
         *columns,
     )
-    .select_from(
-        with_names(
-            _asked.outerjoin(_asker, _asker.c.user_id == _asked.c.caller_id)
-            .outerjoin(_subject, _subject.c.user_id == _asked.c.subject_id)
-            .outerjoin(jobs, (jobs.c.job_id == _asked.c.job_id) & _visible)
-        ).outerjoin(
-            dataset_permissions,
-            (dataset_permissions.c.user_id == _asked.c.subject_id)
-            & (dataset_permissions.c.dataset_id == jobs.c.dataset_id),
-        )
-    )
+    .select_from(_asked.outerjoin(jobs, (jobs.c.job_id == _asked.c.job_id) & _visible))
     .order_by(_asked.c.n)
     for view, columns in COLUMNS.items()
 }
@@ -182,9 +160,7 @@ _LOCK = (
     select(jobs.c.job_id).where(jobs.c.job_id == func.any(_job_ids)).order_by(jobs.c.job_id).with_for_update()
 )
 _LOCK_FREE = _LOCK.with_for_update(skip_locked=True)
-_BY_ID = (
-    select(*COLUMNS[JobView.FULL]).select_from(with_names(jobs)).where(jobs.c.job_id == func.any(_job_ids))
-)
+_BY_ID = select(*COLUMNS[JobView.FULL]).where(jobs.c.job_id == func.any(_job_ids))
 
 _cancel = recordset("cancel", {"job_id": Uuid(), "soeid": Text(), "reason": Text()})
 # Not now(): that is when the transaction began, before it waited for the lock. And never earlier

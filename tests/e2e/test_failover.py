@@ -146,7 +146,9 @@ def test_a_standby_that_is_away_stops_writes_alone_and_they_go_on_when_it_is_bac
             refusals = load.outcomes["UNAVAILABLE DATABASE_UNAVAILABLE"]
             # Batches have been given up one after the other by then, each of whose commits would wait on.
             goal = refusals + 5 * 8
-            wait_until(lambda: load.outcomes["UNAVAILABLE DATABASE_UNAVAILABLE"] >= goal, 90, "batches are given up")
+            wait_until(
+                lambda: load.outcomes["UNAVAILABLE DATABASE_UNAVAILABLE"] >= goal, 90, "batches are given up"
+            )
             there = len(load.acknowledged)
             pair.standby.signal(signal.SIGCONT)
             back = time.monotonic()
