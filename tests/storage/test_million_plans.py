@@ -125,7 +125,7 @@ def _new(n: int) -> list[JobInsert]:
 def _events(full: Full, n: int) -> list[Event]:
     moment = datetime.now(UTC)
     return [
-        Event(EventType.CREATED, job_id, full.caller, None, JobStatus.PENDING, moment)
+        Event(EventType.CREATED, job_id, RunType.IMPORT, full.caller, None, JobStatus.PENDING, moment)
         for job_id in full.job_ids[:n]
     ]
 

@@ -10,7 +10,7 @@ import pytest
 
 START = """
 import logging, os, sys
-from jobs_service.telemetry import configure_logging
+from jobs_service.telemetry.logs import configure_logging
 from jobs_service.transport.core_log import captured
 configure_logging("INFO")
 """

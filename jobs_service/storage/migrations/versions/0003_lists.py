@@ -5,8 +5,8 @@ Release 0.1.0 runs on it: it fails no job, and says of each that it cancels who 
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 _CONSTRAINTS = {
     "ck_jobs_error_type": "(status = 'FAILED') = (error_type IS NOT NULL)",
