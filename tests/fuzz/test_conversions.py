@@ -5,6 +5,7 @@ import math
 import string
 import struct
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from jobs.v1 import jobs_pb2
@@ -216,13 +217,20 @@ def test_a_page_token_comes_back_as_the_place_it_was(
     assert page_tokens.decode(page_tokens.encode(cursor, wanted, view), wanted, view) == cursor
 
 
-@given(cursor=cursors, one=filters, other=filters, view=views)
-def test_a_page_token_is_bound_to_its_filter(
-    cursor: Cursor, one: JobFilter, other: JobFilter, view: JobView
+@given(
+    cursor=cursors,
+    one=filters,
+    other=filters,
+    view=views,
+    name=st.sampled_from([each.name for each in fields(JobFilter)]),
+)
+def test_a_page_token_is_bound_to_every_field_of_its_filter(
+    cursor: Cursor, one: JobFilter, other: JobFilter, view: JobView, name: str
 ) -> None:
-    assume(one != other)
+    changed = replace(one, **{name: getattr(other, name)})
+    assume(one != changed)
     with pytest.raises(InvalidPageToken):
-        page_tokens.decode(page_tokens.encode(cursor, one, view), other, view)
+        page_tokens.decode(page_tokens.encode(cursor, one, view), changed, view)
 
 
 TOKEN_LETTERS = string.ascii_letters + string.digits + "-_+/="
@@ -286,7 +294,8 @@ def test_an_enum_is_taken_exactly_where_it_is_known(number: int) -> None:
     )
 
 
-@given(text=st.text(max_size=9) | st.from_regex(r"[a-zA-Z]{1,3}\d{4,6}", fullmatch=True))
+@given(text=st.text(max_size=9) | st.from_regex(r"[a-zA-Z\u212a]{1,3}\d{4,6}", fullmatch=True))
+@example(text="\u212aa10000")  # the Kelvin sign, a k in lower case
 def test_a_soeid_is_two_letters_and_five_digits_of_ascii(text: str) -> None:
     ascii_letters, digits = set(string.ascii_letters), set(string.digits)
     valid = len(text) == 7 and set(text[:2]) <= ascii_letters and set(text[2:]) <= digits
