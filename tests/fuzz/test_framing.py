@@ -140,5 +140,5 @@ def test_a_hundred_damaged_frames_are_all_answered(target: Target) -> None:
 
 
 @pytest.mark.long
-def test_ten_thousand_damaged_frames_are_all_answered(target: Target) -> None:
-    _framing(target, "many frames", 10_000)
+def test_many_more_damaged_frames_are_all_answered(target: Target) -> None:
+    _framing(target, "many frames", 1_500)
