@@ -7,15 +7,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
 from jobs_service.model.caller import Caller
 from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
 from jobs_service.model.requests import Cursor, GetRequest, JobFilter
+from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Transaction
 from jobs_service.storage.job_store import JobInsert, RequestKey
-from tests.support.plans import Scan, scans_of_jobs, sent
+from tests.support.plans import Planned, Scan, Statement, explained, scans_of_jobs, sent
 from tests.support.postgres import PostgresServer
 from tests.support.world import World
 
@@ -89,6 +91,15 @@ class Full:
 
         return self._explained(run)
 
+    def listed(self, work: Callable[[Transaction], object]) -> list[Statement]:
+        """The statements that the work sends in a snapshot, its settings left out."""
+
+        def run() -> None:
+            with self.world.database.snapshot(seconds=60) as tx:
+                work(tx)
+
+        return sent(self.world.database, run)[1:]
+
     def written(self, work: Callable[[Transaction], object]) -> list[Scan]:
         """The same for work that writes; it is rolled back."""
 
@@ -132,6 +143,10 @@ def _list(
     return lambda tx: tx.job_list.newest(viewer, wanted, cursor=cursor, skip=0, limit=PAGE + 1)
 
 
+def _first(viewer: int | None, wanted: JobFilter, tx: Transaction) -> object:
+    return tx.job_list.newest(viewer, wanted, cursor=None, skip=0, limit=1)
+
+
 @pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
 def test_a_first_page_reads_little_for_every_kind_of_caller(full: Full, viewer: int | None) -> None:
     # The window of 2,000, then a page for each of up to three sources and the page itself.
@@ -148,6 +163,7 @@ FILTERS = {
     "owner": JobFilter(owner_id=OWNER),
     "a rare data set": JobFilter(dataset_id=DATASETS - 1),
     "external id": JobFilter(external_id="ext-77"),
+    "failed": JobFilter(statuses=frozenset({JobStatus.FAILED})),
     "pending": JobFilter(statuses=frozenset({JobStatus.PENDING, JobStatus.RUNNING})),
     "a day": JobFilter(
         create_time_from=datetime(2026, 1, 1, 1, tzinfo=UTC),
@@ -160,6 +176,14 @@ FILTERS = {
 @pytest.mark.parametrize("viewer", [ADMIN, OWNER, READER_OF_ALL], ids=["admin", "owner", "reader of all"])
 def test_a_filter_is_found_by_its_index(full: Full, viewer: int | None, wanted: JobFilter) -> None:
     assert _rows(full.scans(_list(viewer, wanted))) < 4_500
+
+
+def test_an_old_window_is_entered_at_its_end(full: Full) -> None:
+    wanted = JobFilter(create_time_to=datetime(2026, 1, 1, 1, tzinfo=UTC))
+    for viewer in (ADMIN, OWNER, READER_OF_HOT):
+        page = full.listed(partial(_first, viewer, wanted))
+        # A walk from the newest job to there reads several hundred blocks of the index.
+        assert sum(explained(full.world.sql, one).blocks for one in page) < 200
 
 
 @pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
@@ -176,6 +200,25 @@ def test_jobs_are_found_by_their_ids(full: Full, view: JobView) -> None:
     scans = full.scans(lambda tx: tx.jobs.find([GetRequest(caller, job_id) for job_id in job_ids], view))
     assert _rows(scans) <= 64
     assert {scan.index for scan in scans} == {"pk_jobs"}
+
+
+@pytest.mark.parametrize("planned", Planned, ids=lambda planned: planned.name)
+def test_a_batch_is_looked_up_by_keys_however_it_is_planned(full: Full, planned: Planned) -> None:
+    found = full.world.sql.execute("SELECT job_id, owner_id, creator_id, request_id FROM jobs LIMIT 64")
+    rows = found.fetchall()
+    caller = Caller("pl00007", OWNER)
+    works: list[Callable[[Transaction], object]] = [
+        lambda tx: tx.jobs.find([GetRequest(caller, row[0]) for row in rows], JobView.FULL),
+        lambda tx: tx.jobs.find([GetRequest(caller, rows[0][0])], JobView.FULL),
+        lambda tx: tx.jobs.by_request_ids([RequestKey(*row[1:]) for row in rows]),
+        lambda tx: tx.access.standings([StandingQuestion(Caller("", n), n) for n in range(1, 65)]),
+        lambda tx: tx.access.standings([StandingQuestion(caller, 1)]),
+    ]
+    for work in works:
+        for statement in full.listed(work):
+            plan = explained(full.world.sql, statement, planned)
+            assert {scan.kind for scan in plan.scans} <= {"Index Scan", "Index Only Scan"}, plan
+            assert max(scan.rows for scan in plan.scans) <= 64, plan
 
 
 def test_locks_and_cancels_go_by_the_primary_key(full: Full) -> None:
