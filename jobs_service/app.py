@@ -303,7 +303,7 @@ def _server_settings(config: Config) -> ServerSettings:
             calls=config.max_calls,
             request_bytes=config.max_request_bytes,
             answer_bytes=config.max_answer_bytes,
-            transfer_seconds=config.max_transfer_seconds,
+            receive_seconds=config.max_receive_seconds,
         ),
     )
 

@@ -194,14 +194,15 @@ class Config:
         "Bytes of the requests in progress, as sent. Decoded they take up to 15 times as much.",
     )
     max_answer_bytes: int = _setting(
-        "268435456",
+        "1073741824",
         _number(4_194_304, 2**40, int),
-        "Bytes of the answers on the way. Beyond it the oldest are cut off: their clients do not read.",
+        "Bytes of answers that clients have not taken yet. Beyond it new calls are refused: more would"
+        " take the memory of all.",
     )
-    max_transfer_seconds: float = _setting(
+    max_receive_seconds: float = _setting(
         "30",
         _number(1, 3600),
-        "How long a client may take to send a request, and to take its answer.",
+        "How long a client may take to send a request, before its place among the calls is another's.",
     )
     max_streams: int = _setting(
         "100",

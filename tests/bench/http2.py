@@ -62,9 +62,10 @@ class Connection:
     """One connection. Messages of at most MAX_FRAME bytes; answers may have any size.
 
     The server is told not to index headers, so that a status can be found without a decoder.
+    window: how many bytes of each answer, and of all answers, it may send before they are read.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, window: int = _LARGEST_WINDOW) -> None:
         host, _, port = target.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -74,21 +75,27 @@ class Connection:
         self._rest = b""
         self._out: list[bytes] = []
         self._held_back: deque[tuple[int, bytes]] = deque()
-        settings = _SETTING.pack(_HEADER_TABLE_SIZE, 0) + _SETTING.pack(_INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)
+        settings = _SETTING.pack(_HEADER_TABLE_SIZE, 0) + _SETTING.pack(_INITIAL_WINDOW_SIZE, window)
         self._out += [
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             frame(SETTINGS, 0, 0, settings),
-            frame(WINDOW_UPDATE, 0, 0, struct.pack(">L", _LARGEST_WINDOW - _FIRST_WINDOW)),
         ]
+        if window > _FIRST_WINDOW:
+            self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">L", window - _FIRST_WINDOW)))
 
-    def call(self, block: bytes, body: bytes) -> int:
-        """Begin a call with this header block and message; returns its stream. Sent by flush."""
+    def call(self, block: bytes, body: bytes | None) -> int:
+        """Begin a call with this header block and message; returns its stream. Sent by flush.
+
+        None: the message never comes.
+        """
         self._stream += 2
-        stream, length = self._stream, len(body)
+        stream = self._stream
         block_length = len(block)
         self._out.append(_HEAD.pack(block_length >> 8, block_length & 255, HEADERS, END_HEADERS, stream))
         self._out.append(block)
-        if length > self._window or self._held_back:
+        if body is None:
+            return stream
+        if len(body) > self._window or self._held_back:
             self._held_back.append((stream, body))
         else:
             self._send_body(stream, body)

@@ -21,23 +21,23 @@ _TOO_LARGE = object()
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """calls: in progress. request_bytes: of their messages as sent. answer_bytes: on the way to clients.
+    """calls: in progress. request_bytes: of their messages as sent. answer_bytes: not yet taken by clients.
 
-    transfer_seconds: how long a client may take to send its message, and to take the answer.
+    receive_seconds: how long a client may take to send its message.
     """
 
     calls: int = 4_000
     request_bytes: int = 64 * 1024 * 1024
-    answer_bytes: int = 256 * 1024 * 1024
-    transfer_seconds: float = 30.0
+    answer_bytes: int = 1024 * 1024 * 1024
+    receive_seconds: float = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class _Admitted:
-    """since: when it came, or when its handler ended. busy: its handler runs."""
+    """since: when it came. received: its message is there."""
 
     since: float
-    busy: bool = False
+    received: bool = False
     request_bytes: int = 0
     answer_bytes: int = 0
 
@@ -46,8 +46,11 @@ class Admission(grpc.aio.ServerInterceptor):
     """Counts every call from its headers to the last byte of its answer, health and reflection apart.
 
     Over `calls` a call is refused unread: its message is never received. Over `request_bytes` it is
-    received, and not decoded: what is decoded takes many times as much. What clients are slow to send
-    or to take is cut off. outside: the interceptors that refused calls pass too, from the outside in.
+    received, and not decoded: what is decoded takes many times as much. A call whose message does not
+    come loses its place. A call whose answer is not taken keeps it, with its bytes: gRPC gives no way
+    to take an answer back, so the deadline ends it, or the connection.
+
+    outside: the interceptors that refused calls pass too, from the outside in.
     """
 
     def __init__(self, bounds: Bounds, outside: Sequence[Interceptor]) -> None:
@@ -75,28 +78,29 @@ class Admission(grpc.aio.ServerInterceptor):
             # Known methods alone come here: what clients invent must not fill these tables.
             self._refusing[method] = self._refusal(method)
             self._measured[method] = self._measure(method, handler)
-        if len(self._admitted) >= self._bounds.calls:
+        if self._is_full():
             return self._refusing[method]
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - every call runs in a task
         # What streams is long on purpose: it is counted, and not cut off.
-        self._admitted[task] = _Admitted(time.monotonic(), busy=handler.unary_unary is None)
+        self._admitted[task] = _Admitted(time.monotonic(), received=handler.unary_unary is None)
         task.add_done_callback(self._leave)
         return self._measured[method]
 
     async def watch(self) -> None:
-        """Cut off what is slow, until cancelled."""
+        """Cut off slow senders, until cancelled."""
         while True:
-            await asyncio.sleep(min(1.0, self._bounds.transfer_seconds / 4))
-            self.cut_off_slow()
+            await asyncio.sleep(min(1.0, self._bounds.receive_seconds / 4))
+            self._cut_off_slow()
 
-    def cut_off_slow(self) -> int:
-        """End the calls whose clients have been sending or taking for too long; returns how many."""
-        latest = time.monotonic() - self._bounds.transfer_seconds
-        slow = [task for task, call in self._admitted.items() if not call.busy and call.since < latest]
+    def _cut_off_slow(self) -> None:
+        latest = time.monotonic() - self._bounds.receive_seconds
+        slow = [task for task, call in self._admitted.items() if not call.received and call.since < latest]
         for task in slow:
             task.cancel()
-        return len(slow)
+
+    def _is_full(self) -> bool:
+        return len(self._admitted) >= self._bounds.calls or self._answer_bytes >= self._bounds.answer_bytes
 
     def _leave(self, task: "asyncio.Task[Any]") -> None:
         call = self._admitted.pop(task)
@@ -113,7 +117,9 @@ class Admission(grpc.aio.ServerInterceptor):
 
         async def refuse(request: Any, context: Context) -> Any:
             if request is _TOO_LARGE:
-                raise Overloaded(limit=self._bounds.request_bytes, resource="bytes")
+                raise Overloaded(limit=self._bounds.request_bytes, resource="bytes of requests")
+            if self._answer_bytes >= self._bounds.answer_bytes:
+                raise Overloaded(limit=self._bounds.answer_bytes, resource="bytes of answers")
             raise Overloaded(limit=self._bounds.calls, resource="calls")
 
         handler: Handler = grpc.stream_unary_rpc_method_handler(refuse)
@@ -131,12 +137,7 @@ class Admission(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             if request is _TOO_LARGE:
                 return await refuse(request, context)
-            call = self._current()
-            call.busy = True
-            try:
-                return await behaviour(request, context)
-            finally:
-                call.busy, call.since = False, time.monotonic()
+            return await behaviour(request, context)
 
         measured: Handler = grpc.unary_unary_rpc_method_handler(
             call,
@@ -147,10 +148,11 @@ class Admission(grpc.aio.ServerInterceptor):
 
     def _decode_if_room(self, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         def decode_if_room(data: bytes) -> Any:
-            size = len(data)
+            call, size = self._current(), len(data)
+            call.received = True
             if self._request_bytes + size > self._bounds.request_bytes:
                 return _TOO_LARGE
-            self._current().request_bytes = size
+            call.request_bytes = size
             self._request_bytes += size
             return decode(data)
 
@@ -161,18 +163,6 @@ class Admission(grpc.aio.ServerInterceptor):
             data = encode(response)
             self._current().answer_bytes = len(data)
             self._answer_bytes += len(data)
-            if self._answer_bytes > self._bounds.answer_bytes:
-                self._cut_off_answers()
             return data
 
         return count
-
-    def _cut_off_answers(self) -> None:
-        """End the oldest answers that clients do not take, until the rest is within the bound."""
-        surplus = self._answer_bytes - self._bounds.answer_bytes
-        for task, call in self._admitted.items():
-            if surplus <= 0:
-                return
-            if call.answer_bytes and task is not asyncio.current_task():
-                surplus -= call.answer_bytes
-                task.cancel()
