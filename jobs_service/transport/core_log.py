@@ -23,10 +23,11 @@ _PIPE_BYTES = 1024 * 1024
 _REST_MILLISECONDS = 50
 _STDERR = 2
 
-_RECORD = re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ ([\w./-]+:\d+)\] ")
+_RECORD = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ([\w./-]+:\d+)\] ", re.MULTILINE)
 _LEVELS = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+_STEP = "CallNextHandshakerLocked: error="
 _HANDSHAKE = re.compile(
-    r"CallNextHandshakerLocked: error=(?P<error>.+?)(?: shutdown=\w+)? index=\d+, args=.*?"
+    rf"{_STEP}(?P<error>.+?)(?: shutdown=\w+)? index=\d+, args=.*?"
     r"endpoint_local_address=(?P<listener>[^,}]+), .*?endpoint_peer_address=(?P<peer>[^,}]+)",
     re.DOTALL,
 )
@@ -113,17 +114,16 @@ def _tell(records: list[str], real: int) -> None:
 
 
 def _tell_record(letter: str, source: str, message: str) -> None:
-    handshake = _HANDSHAKE.search(message)
+    failed = message.startswith(_STEP) and not message.startswith(f"{_STEP}OK")
+    handshake = _HANDSHAKE.match(message) if failed else None
     if handshake is not None:
         _tell_handshake(handshake)
-    elif not _IDLE.search(message):
+    elif _core.isEnabledFor(_LEVELS[letter]) and not _IDLE.search(message):
         _core.log(_LEVELS[letter], "%s", message, extra={"fields": {"source": source}})
 
 
 def _tell_handshake(found: re.Match[str]) -> None:
     error = found["error"]
-    if error.startswith("OK"):
-        return
     fields = {"listener": found["listener"], "peer": found["peer"], "reason": _reason(error)}
     level = logging.DEBUG if _SILENT.search(error) else logging.INFO
     _log.log(level, "TLS handshake refused", extra={"fields": fields})

@@ -23,16 +23,22 @@ class Credentials:
 
 def load_credentials(config: Config) -> Credentials:
     """Read every file of keys and certificates. Raises ConfigError."""
+    # Those of a file come with the file.
+    keys = token_keys(config) if config.uses_development_key else []
     verifier = TokenVerifier(
-        *token_keys(config),
+        *keys,
         issuer=config.jwt_issuer,
         audience=config.jwt_audience,
         leeway=config.jwt_leeway,
     )
     tls = load_tls(config)
-    files = list(tls.files) if tls else []
-    files += [_token_files(path, verifier, jwks=jwks) for path, jwks in _token_paths(config)]
-    return Credentials(verifier, tls, files)
+    token_files = [_token_files(path, verifier, jwks=jwks) for path, jwks in _token_paths(config)]
+    try:
+        for group in token_files:
+            group.load()
+    except UnusableKey as error:
+        raise ConfigError(str(error)) from None
+    return Credentials(verifier, tls, [*(tls.files if tls else ()), *token_files])
 
 
 def token_keys(config: Config) -> list[TokenKey]:

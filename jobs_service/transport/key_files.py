@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs_service.transport.tokens import UnusableKey, read_file
@@ -26,8 +26,8 @@ class KeyFiles:
     paths: Sequence[Path]
     take: Callable[[Sequence[bytes]], dict[str, object]]
     _taken: bytes = b""
-    _refused: bytes = b""
-    _told: bool = field(default=False)
+    _refused: tuple[bytes, UnusableKey] | None = None
+    _told: bool = False
 
     def load(self) -> dict[str, object]:
         """Take the files for the first time; returns what take says. Raises UnusableKey."""
@@ -47,27 +47,33 @@ class KeyFiles:
         """Take what was found if it is new and can be used; else go on with what was taken before."""
         digest = _digest([str(found).encode()] if isinstance(found, UnusableKey) else found)
         if digest == self._taken:
-            self._refused = b""
+            self._refused = None
             return
-        try:
-            if isinstance(found, UnusableKey):
-                raise found
-            said = self.take(found)
-        except UnusableKey as error:
-            self._refuse(digest, error)
+        if self._refused is not None and digest == self._refused[0]:
+            self._tell(self._refused[1])
             return
-        self._taken, self._refused = digest, b""
+        said = found if isinstance(found, UnusableKey) else self._try(found)
+        if isinstance(said, UnusableKey):
+            self._refused, self._told = (digest, said), False
+            return
+        self._taken, self._refused = digest, None
         _log.info("%s read again", self.what, extra={"fields": said})
 
-    def _refuse(self, digest: bytes, error: UnusableKey) -> None:
+    def _try(self, contents: Sequence[bytes]) -> "dict[str, object] | UnusableKey":
+        try:
+            return self.take(contents)
+        except UnusableKey as error:
+            return error
+        except Exception as error:
+            # What a parser does with some file must not end the service.
+            return UnusableKey(type(error).__name__)
+
+    def _tell(self, error: UnusableKey) -> None:
         """Say so once, and not before the second look: files are replaced one after the other."""
-        if digest != self._refused:
-            self._refused, self._told = digest, False
-        elif not self._told:
+        if not self._told:
             self._told = True
-            _log.error(
-                "%s can't be used, the one before stays", self.what, extra={"fields": {"error": str(error)}}
-            )
+            fields = {"error": str(error)}
+            _log.error("%s can't be used, the one before stays", self.what, extra={"fields": fields})
 
 
 def _digest(contents: Sequence[bytes]) -> bytes:

@@ -68,17 +68,19 @@ class Tls:
 
     def _take_certificate(self, contents: Sequence[bytes]) -> dict[str, object]:
         certificate = server_certificate(self._paths, contents)
+        described, problem = certificate.describe(), certificate.problem
         self._certificate = certificate
-        if certificate.problem:
-            _log.warning(certificate.problem, extra={"fields": certificate.describe()})
-        return certificate.describe()
+        if problem:
+            _log.warning(problem, extra={"fields": described})
+        return described
 
     def _take_client_cas(self, contents: Sequence[bytes]) -> dict[str, object]:
         assert self._client_ca_file is not None  # noqa: S101 - or nobody calls this
         authorities = parse_certificates(self._client_ca_file, contents[0])
+        subjects = [authority.subject.rfc4514_string() for authority in authorities]
         self._client_cas = contents[0]
         self.clients.trust(authorities)
-        return {"subjects": [authority.subject.rfc4514_string() for authority in authorities]}
+        return {"subjects": subjects}
 
 
 def _configuration(key: bytes, chain: bytes, client_cas: bytes | None) -> grpc.ServerCertificateConfiguration:

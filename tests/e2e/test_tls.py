@@ -294,6 +294,11 @@ def test_the_printed_lines_trust_the_certificate(demo: SecureDemo) -> None:
     assert not any("-plaintext" in line for line in lines)
 
 
+def test_files_that_stay_as_they_are_are_not_taken_again(demo: SecureDemo) -> None:
+    # Looked at once a second since the first test began.
+    assert not [line for line in demo.service.lines() if "read again" in line["message"]]
+
+
 def test_nothing_secret_and_nothing_raw_is_in_the_log(demo: SecureDemo) -> None:
     log = demo.service.log_file.read_text()
     assert all(line.startswith("{") for line in log.splitlines())
