@@ -35,7 +35,9 @@ _OPENSSL = re.compile(r"OPENSSL_internal:([A-Z0-9_]+)(?:: ([a-z][\w ,-]+))?")
 # What the core says of itself whenever it traces, or says a second time.
 _IDLE = re.compile(r"Log level \w+ is not suitable|Handshake failed with error|gRPC Tracers:")
 # Somebody connected and said nothing, as load balancers do to see whether the port is open.
-_SILENT = re.compile(r"Handshake read failed|Socket closed|FD shutdown|shutdown|Connection reset")
+_SILENT = re.compile(r"Socket closed|Connection reset|[Ss]hutdown")
+# What is left of a handshake that took longer than the server's options allow.
+_ENDED = "Endpoint closing"
 
 _log = logging.getLogger(__name__)
 _core = logging.getLogger("grpc")
@@ -132,6 +134,8 @@ def _tell_handshake(found: re.Match[str]) -> None:
 def _reason(error: str) -> str:
     """What went wrong, in one line: OpenSSL's own words where it has some."""
     said = _OPENSSL.search(error)
+    if _ENDED in error:
+        return "not finished in time"
     if said is None:
         return error.partition("\n")[0].partition(": ")[2] or error
     why = said[2] if said[2] and "Invalid certificate verification context" not in said[2] else None

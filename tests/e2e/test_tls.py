@@ -134,7 +134,7 @@ def test_who_connects_and_says_nothing_is_put_out(demo: SecureDemo) -> None:
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         peer = f"ipv4:{host}:{connection.getsockname()[1]}"
         assert connection.recv(1) == b""
-    assert told_refusal(demo, peer)["reason"] == "Handshake timed out"
+    assert told_refusal(demo, peer)["reason"] == "not finished in time"
 
 
 def test_only_certificates_of_the_callers_ca_get_through(demo: SecureDemo, stranger: Issued) -> None:
