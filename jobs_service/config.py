@@ -146,7 +146,10 @@ class Config:
         None, str, "A Postgres 15 to 18, in SQLAlchemy's form. Unset: the embedded Postgres."
     )
     direct_database_url: str | None = _setting(
-        None, str, "The same database without a pooler in between, for migrations. Unset: the first one."
+        None,
+        str,
+        "The same database without a pooler in between, for migrations. Set where the first one leads to"
+        " PgBouncer; unset: the first one.",
     )
     data_dir: Path = _setting(".data", Path, "The folder of the embedded Postgres and the development key.")
     pg_bin: Path | None = _setting(
