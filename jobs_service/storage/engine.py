@@ -34,6 +34,7 @@ _POOLED_BEGIN = (
     " SET LOCAL idle_in_transaction_session_timeout = {idle_milliseconds};"
     " SET LOCAL timezone = 'UTC';"
     " SET LOCAL plan_cache_mode = {plan_cache_mode};"
+    " SET LOCAL jit = {jit};"
     " SET LOCAL search_path TO DEFAULT;"
     " SET LOCAL synchronous_commit TO DEFAULT;"
     " SET LOCAL ROLE NONE"
@@ -63,7 +64,7 @@ class Limits:
         self.lock_milliseconds = int(lock_seconds * 1000)
         # A transaction that we forgot would hold its locks and every dead row since.
         self.idle_milliseconds = int(statement_seconds * 2000)
-        self.begin = self._begin("READ COMMITTED", self.milliseconds, "DEFAULT")
+        self.begin = self._begin("READ COMMITTED", self.milliseconds, "DEFAULT", "DEFAULT")
 
     def as_options(self) -> str:
         """For a connection that is ours alone, said once for all its transactions."""
@@ -76,16 +77,17 @@ class Limits:
         return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
     def begin_snapshot(self, milliseconds: int) -> str:
-        """The same for reads that see one moment, each at most this long."""
-        return self._begin("REPEATABLE READ READ ONLY", milliseconds, "force_custom_plan")
+        """The same for reads that see one moment, each at most this long, with the plans of lists."""
+        return self._begin("REPEATABLE READ READ ONLY", milliseconds, "force_custom_plan", "off")
 
-    def _begin(self, isolation: str, milliseconds: int, plan_cache_mode: str) -> str:
+    def _begin(self, isolation: str, milliseconds: int, plan_cache_mode: str, jit: str) -> str:
         return _POOLED_BEGIN.format(
             isolation=isolation,
             milliseconds=milliseconds,
             lock_milliseconds=self.lock_milliseconds,
             idle_milliseconds=self.idle_milliseconds,
             plan_cache_mode=plan_cache_mode,
+            jit=jit,
         )
 
 
