@@ -37,9 +37,6 @@ test_what_is_revoked_is_refused = test_visibility.test_what_is_revoked_is_refuse
 test_validate_only_writes_nothing = (
     test_visibility.test_validate_only_writes_nothing_and_answers_the_job_as_it_would_be
 )
-test_of_many_cancels_exactly_one_wins = (
-    test_races.test_of_many_cancels_exactly_one_wins_and_the_others_are_told_who_did
-)
 test_of_many_creates_one_makes_the_job = (
     test_races.test_of_many_creates_with_one_request_id_one_makes_the_job_and_all_get_it
 )
