@@ -1,4 +1,4 @@
-# The service alone: a database, keys and, beyond loopback, something that encrypts come from outside.
+# The service alone: a database, keys and certificates (or something in front that encrypts) come from outside.
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/jobs-service

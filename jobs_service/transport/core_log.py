@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fcntl import F_SETPIPE_SZ, fcntl
 from itertools import pairwise
 from select import POLLIN, poll
@@ -56,7 +56,9 @@ def captured() -> Iterator[None]:
     before, dumped = sys.stderr, faulthandler.is_enabled()
     real = os.dup(_STDERR)
     reading, writing = os.pipe()
-    fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)
+    # Where the kernel grants less, less fits.
+    with suppress(OSError):
+        fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)
     # The core must never wait for us: what does not fit is lost, and it is the core's alone.
     os.set_blocking(writing, False)
     with os.fdopen(real, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as stderr:
