@@ -74,6 +74,7 @@ REFUSED = (
     Run("serve --migrate", "too new", ExitCode.SCHEMA, "needs release 99.0.0 or newer"),
     Run("migrate", "too new", ExitCode.SCHEMA, "the schema is at 9999"),
     Run("serve", "external", ExitCode.PORT, "127.0.0.1:{port}", {"JOBS_LISTEN": "127.0.0.1:{port}"}),
+    Run("serve", "external", ExitCode.PORT, "127.0.0.1:{port}", {"JOBS_METRICS_LISTEN": "127.0.0.1:{port}"}),
     Run("serve", "running", ExitCode.DATA_FOLDER, "in use by process {pid}", {"JOBS_LISTEN": "127.0.0.1:0"}),
     Run("serve", "fresh", ExitCode.DATA_FOLDER, "a folder that others use", {"JOBS_DATA_DIR": "/"}),
     Run("grant us99999 1 read", "running", ExitCode.NOT_FOUND, "There is no user us99999"),
