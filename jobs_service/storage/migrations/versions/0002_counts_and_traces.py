@@ -1,17 +1,18 @@
 """Readers of the history in commit order, the jobs counted by one of them, and a trace context with each job.
 
 The previous release goes on serving on it: it writes no run_type and no traceparent, and both may be unset.
-Nothing here rewrites or scans a table under a lock that others wait for.
+Nothing here rewrites or scans a table under a lock that others wait for, and none is waited for long.
 """
 
 from alembic import op
 
+from jobs_service.storage.migrations.locks import build_patiently, change_briefly
+
 revision = "0002"
 down_revision = "0001"
 
-_STATEMENTS = (
-    "ALTER TABLE jobs ADD COLUMN traceparent TEXT",
-    "ALTER TABLE job_events ADD COLUMN run_type TEXT",
+_INDEX = "ix_job_events_transaction_id_event_id"
+_TABLES = (
     """
     CREATE TABLE event_readers (
         reader TEXT NOT NULL,
@@ -34,15 +35,14 @@ _STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Build the index without keeping writers waiting, then add the rest at once."""
+    """Change the tables in use one by one, each step such that it may be taken again; then add the new ones."""
     with op.get_context().autocommit_block():
+        change_briefly("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS traceparent TEXT")
+        change_briefly("ALTER TABLE job_events ADD COLUMN IF NOT EXISTS run_type TEXT")
         # What an attempt left that was ended: an index that is written to and not used.
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS ix_job_events_transaction_id_event_id")
-        op.execute(
-            """CREATE INDEX CONCURRENTLY ix_job_events_transaction_id_event_id
-                         ON job_events (transaction_id, event_id)"""
-        )
-    for statement in _STATEMENTS:
+        build_patiently(f"DROP INDEX CONCURRENTLY IF EXISTS {_INDEX}")
+        build_patiently(f"CREATE INDEX CONCURRENTLY {_INDEX} ON job_events (transaction_id, event_id)")
+    for statement in _TABLES:
         op.execute(statement)
 
 

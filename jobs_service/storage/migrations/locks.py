@@ -1,0 +1,37 @@
+"""How a migration changes a table that is in use."""
+
+import time
+
+from alembic import op
+from sqlalchemy.exc import OperationalError
+
+_TRIES = 100
+_PAUSE_SECONDS = 0.5
+_LOCK_TIMEOUT = "55P03"
+
+
+def change_briefly(statement: str) -> None:
+    """Run a change that needs a table for itself for a moment, in an autocommit block.
+
+    While it waits for that moment everybody waits who comes after, so it asks for a short time, again and
+    again, rather than once for long. One table at a time: with two, writers and it could wait for each other.
+    """
+    for attempt in range(_TRIES):
+        try:
+            op.execute("SET lock_timeout = '200ms'")
+            op.execute(statement)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_TIMEOUT or attempt == _TRIES - 1:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
+
+
+def build_patiently(statement: str) -> None:
+    """Run a change that keeps nobody waiting, such as CREATE INDEX CONCURRENTLY, in an autocommit block.
+
+    It waits itself for every transaction that is open.
+    """
+    op.execute("SET lock_timeout = '5min'")
+    op.execute(statement)
