@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import yaml
+
 from jobs_service import config
 from jobs_service.cli import ExitCode
 from jobs_service.transport.errors import STATUS, Reason
@@ -31,3 +33,10 @@ def test_every_error_stands_in_the_readme() -> None:
 
 def test_every_exit_code_stands_in_the_readme() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d) \|", README, re.MULTILINE)] == list(ExitCode)
+
+
+def test_every_alert_stands_in_the_readme_with_its_severity() -> None:
+    alerts = (Path(__file__).parents[2] / "scripts/alerts.yaml").read_text()
+    groups = yaml.safe_load(alerts)["groups"]
+    known = {(rule["alert"], rule["labels"]["severity"]) for group in groups for rule in group["rules"]}
+    assert set(re.findall(r"^\| `(Jobs[A-Za-z]+)` \| (\w+) \| ", README, re.MULTILINE)) == known
