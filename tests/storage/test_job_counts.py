@@ -1,9 +1,11 @@
 """Jobs counted from their history: in the end exactly what is there, whoever commits and counts when."""
 
 import random
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -246,6 +248,26 @@ def test_the_counts_are_exact_whoever_commits_when_and_whoever_counts(
     assert ending.result() > 0
     assert failures > 0
     assert all(len(replica.shown) > 2 for replica in replicas)
+
+
+def test_counting_anew_as_the_readme_says_is_exact_where_transaction_ids_went_back(
+    stored_world: World, counter: Counter
+) -> None:
+    create(stored_world.sql)
+    cancel(stored_world.sql, create(stored_world.sql))
+    # As after a dump and restore into another cluster.
+    stored_world.sql.execute("UPDATE job_events SET transaction_id = '4000000000'")
+    stored_world.sql.execute("UPDATE event_readers SET transaction_id = '4000000000'")
+    create(stored_world.sql)
+    assert counter.count() == {}
+    readme = (Path(__file__).parents[2] / "jobs_service/README.md").read_text()
+    recipe = re.search(r"`(DELETE FROM job_counts;[^`]*)`", readme)
+    assert recipe is not None
+    with stored_world.sql.transaction():
+        stored_world.sql.execute(recipe[1].encode())
+    create(stored_world.sql)
+    assert counter.count() == there(stored_world)
+    assert counter.shown[-1].unread[READER].events == 0
 
 
 EVENTS, ACTIVE = 50_000, 20_000
