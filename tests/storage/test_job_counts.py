@@ -196,7 +196,7 @@ def write(url: str, seed: int) -> None:
     """Several jobs and changes in transactions of any length, a third of them rolled back."""
     chance = random.Random(seed)
     with connect(url) as sql:
-        for _ in range(60):
+        for _ in range(40):
             mine: list[str] = []
             with sql.transaction(force_rollback=chance.random() < 0.3):
                 for _ in range(chance.randrange(1, 12)):
