@@ -73,6 +73,11 @@ class Limits:
             "lock_timeout": self.lock_milliseconds,
             "idle_in_transaction_session_timeout": self.idle_milliseconds,
             "timezone": "UTC",
+            # The other end of a dead network: Postgres would keep our sessions, and their locks, for hours.
+            "tcp_keepalives_idle": 3,
+            "tcp_keepalives_interval": 1,
+            "tcp_keepalives_count": 3,
+            "tcp_user_timeout": 5000,
         }
         return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
