@@ -1,11 +1,20 @@
 """Fixtures for the end-to-end tests: the running command, shared by the tests of a module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.demo import Demo
+from tests.support.netns import FIGURES, run_in_own_network
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test marked own_network runs in a network namespace of its own."""
+    if pyfuncitem.get_closest_marker("own_network") is None:
+        return None
+    return run_in_own_network(pyfuncitem) or None
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +30,14 @@ def fresh(tmp_path: Path) -> Path:
     folder = tmp_path / "fresh"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[object], None]:
+    """Print a line of figures that is seen although the test passes."""
+
+    def print_line(line: object) -> None:
+        with capsys.disabled():
+            print(f"\n{FIGURES}{line}")
+
+    return print_line

@@ -4,10 +4,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -23,6 +23,8 @@ Settings = dict[str, str]
 DATABASE_AWAY = "UNAVAILABLE DATABASE_UNAVAILABLE"
 SHUTTING_DOWN = "UNAVAILABLE SHUTTING_DOWN"
 NO_SERVICE = "UNAVAILABLE without details"
+# A caller's own deadline, where nobody has answered.
+NO_ANSWER = "DEADLINE_EXCEEDED without details"
 # What gRPC answers when a server stops to calls that it has received and not yet given to a handler:
 # https://github.com/grpc/grpc/issues/41785
 NEVER_ACCEPTED = "CANCELLED without details: CANCELLED"
@@ -36,6 +38,8 @@ def outcome_of(error: Any) -> str:
     """The code and the reason that a refused call answered; the transport's own refusals have no details."""
     if error.code() is grpc.StatusCode.UNAVAILABLE and not _has_details(error):
         return NO_SERVICE
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not _has_details(error):
+        return NO_ANSWER
     if not _has_details(error):
         return f"{error.code().name} without details: {error.details()}"
     found: RichError = rich_error(error)
@@ -58,21 +62,26 @@ class Load:
     A create that fails is sent again with the same request id until it is acknowledged.
     """
 
-    def __init__(self, target: str, user: User, dataset_id: int, *, callers: int = CREATORS) -> None:
+    def __init__(
+        self, target: str, user: User, dataset_id: int, *, callers: int = CREATORS, token: str | None = None
+    ) -> None:
+        """token: sent instead of the one that the user would be given now."""
         self.acknowledged: dict[str, str] = {}
         self.outcomes: Counter[str] = Counter()
         self.slowest = 0.0
+        # When each call that was answered OK was.
+        self.succeeded: list[float] = []
         # Of the create that was acknowledged last: when it was sent first, and when it was answered.
         self.last_began = self.last_acknowledged = 0.0
         self._dataset_id = dataset_id
         self._stopping = threading.Event()
         self._channels = [channel_to(target) for _ in range(callers)]
-        token = make_token(KEY, user.soeid)
+        token = token or make_token(KEY, user.soeid)
         self._threads = [
             threading.Thread(target=self._run, args=(Client(channel, token),)) for channel in self._channels
         ]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -114,6 +123,7 @@ class Load:
                 outcome = outcome_of(error)
             else:
                 outcome = "OK"
+                self.succeeded.append(time.monotonic())
             self.slowest = max(self.slowest, time.monotonic() - began)
             self.outcomes[outcome] += 1
             if outcome in {"OK", accepted} or self._stopping.wait(0.02):
@@ -152,10 +162,10 @@ def embedded_url(settings: Settings) -> str:
 
 
 @contextmanager
-def serving(folder: Path, settings: Settings) -> Iterator[ServiceProcess]:
+def serving(folder: Path, settings: Settings, *, prefix: Sequence[str] = ()) -> Iterator[ServiceProcess]:
     """A service that is killed at the end if it has not ended by then."""
     # A folder for each start: the service is known to serve by its log.
-    service = ServiceProcess(folder / f"service-{uuid.uuid4().hex[:8]}", settings)
+    service = ServiceProcess(folder / f"service-{uuid.uuid4().hex[:8]}", settings, prefix=prefix)
     try:
         yield service.started()
     finally:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import stat
 import time
 import uuid
@@ -16,11 +15,10 @@ import psycopg
 import pytest
 
 from jobs.v1 import jobs_pb2
-from jobs_service.model.caller import Level
 from jobs_service.model.errors import DatabaseUnavailable, TransactionRolledBack
-from jobs_service.transport.probe import ask_health
 from jobs_service.transport.tokens import make_token
 from tests.conftest import service_settings
+from tests.e2e.faults import free_port, health, jobs_there, wait_for_health, writer_of_a_dataset
 from tests.e2e.load import (
     ALICE,
     DATABASE_AWAY,
@@ -43,35 +41,7 @@ from tests.e2e.load import (
 from tests.support.client import Client, refused
 from tests.support.postgres import PostgresServer, connect, open_database, running_postgres
 from tests.support.service import STOP_SECONDS, run_command, wait_until
-from tests.support.world import KEY, User, World
-
-
-def health(target: str, name: str = "") -> str:
-    """What the service says of itself."""
-    return ask_health(target, name, seconds=5)
-
-
-def wait_for_health(target: str, answer: str) -> None:
-    """Wait until the service as a whole says this; it lives all the time."""
-    wait_until(lambda: health(target) == answer, 30, answer)
-    assert health(target, "liveness") == "SERVING"
-    assert health(target, "jobs.v1.JobsService") == answer
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-def writer_of_a_dataset(url: str) -> tuple[User, int]:
-    """A user and the data set that it may write."""
-    world = World(url)
-    dataset = world.dataset()
-    user = world.user(grants={dataset: Level.WRITE})
-    world.close()
-    return user, dataset
+from tests.support.world import KEY
 
 
 @pytest.fixture
@@ -328,14 +298,6 @@ def _blocked(url: str, other: psycopg.Connection) -> bool:
     with connect(url) as sql:
         row = sql.execute(query, (other.info.backend_pid,)).fetchone()
     return row is not None and row[0] > 0
-
-
-def jobs_there(url: str) -> int:
-    """How many jobs there are."""
-    with connect(url) as sql:
-        row = sql.execute("SELECT count(*) FROM jobs").fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def _assert_stopped_cleanly(settings: Settings, processes: set[int]) -> None:

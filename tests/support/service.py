@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,20 @@ class ServiceProcess:
     """`jobs-service serve` with these settings, its stdout and stderr in files.
 
     The listener takes a free port unless the settings say otherwise. The process leads a process
-    group of its own, so that a test can signal all of it.
+    group of its own, so that a test can signal all of it. prefix: a program, with its arguments, that
+    becomes the command.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str], *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], *arguments: str, prefix: Sequence[str] = ()
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log_file = folder / "stderr"
         self.out_file = folder / "stdout"
         environment = clean_environment() | {"JOBS_LISTEN": "127.0.0.1:0"} | dict(settings)
         with self.log_file.open("ab") as log, self.out_file.open("ab") as out:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", *arguments],
+                [*prefix, *COMMAND, "serve", *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
