@@ -87,6 +87,10 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Return when every caller has ended; AssertionError where one does not."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(60)
