@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from tests.conftest import service_settings
+from tests.e2e.faults import wait_for_health, writer_of_a_dataset
 from tests.e2e.load import CREATORS, Load, lost_and_doubled, serving
-from tests.e2e.test_faults import wait_for_health, writer_of_a_dataset
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, connect, running_postgres
 from tests.support.service import ServiceProcess, wait_until

@@ -12,8 +12,8 @@ import pytest
 from jobs_service.storage import schema
 from jobs_service.transport.tokens import make_token
 from tests.conftest import service_settings
+from tests.e2e.faults import health, wait_for_health, writer_of_a_dataset
 from tests.e2e.load import Load, channel_to, lost_and_doubled, serving
-from tests.e2e.test_faults import health, wait_for_health, writer_of_a_dataset
 from tests.support.client import Client
 from tests.support.postgres import open_database
 from tests.support.service import wait_until

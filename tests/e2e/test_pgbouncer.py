@@ -9,13 +9,9 @@ import pytest
 from jobs_service.transport.tokens import make_token
 from tests.api import test_jobs, test_list_pages, test_races, test_visibility
 from tests.conftest import service_settings
+from tests.e2e.faults import wait_for_health, writer_of_a_dataset
 from tests.e2e.load import Load, channel_to, serving
-from tests.e2e.test_faults import (
-    assert_every_rpc_is_unavailable,
-    kill_and_reap,
-    wait_for_health,
-    writer_of_a_dataset,
-)
+from tests.e2e.test_faults import assert_every_rpc_is_unavailable, kill_and_reap
 from tests.support.client import Client
 from tests.support.pgbouncer import PgBouncer, running_pgbouncer
 from tests.support.postgres import PostgresServer, running_postgres

@@ -18,8 +18,8 @@ import pytest
 from jobs_service.transport.tokens import make_token
 from tests.conftest import service_settings
 from tests.e2e.clients import AnyClient, CallRefused, Json, NodeClient, PythonStubs, node_modules
+from tests.e2e.faults import free_port, health, jobs_there, writer_of_a_dataset
 from tests.e2e.load import Settings, channel_to, serving
-from tests.e2e.test_faults import free_port, health, jobs_there, writer_of_a_dataset
 from tests.support.client import Client
 from tests.support.postgres import PostgresServer, connect
 from tests.support.service import ServiceProcess, wait_until
