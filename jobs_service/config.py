@@ -208,10 +208,11 @@ class Config:
         "How long a client may take to send a request, before its place among the calls is another's.",
     )
     max_streams: int = _setting(
-        "100",
+        "1000",
         _number(1, 1_000_000, int),
-        "Calls in progress on one connection; the client keeps more back by itself. No connection alone"
-        " can fill the service, and a proxy for many callers needs several.",
+        "Calls in progress on one connection; clients keep more back by themselves. No connection alone"
+        " can fill the service. gRPC counts a call until it has forgotten it, a little longer than its"
+        " client: close to the limit some are refused and sent again.",
     )
     keepalive_seconds: float = _setting(
         "60", _number(1, 7200), "A connection that is silent for this long is pinged."

@@ -13,6 +13,7 @@ _HEADER_TABLE_SIZE, _INITIAL_WINDOW_SIZE = 1, 4
 _LARGEST_WINDOW = 2**31 - 1
 _TOP_UP = 2**29
 _FIRST_WINDOW = 65_535
+_NO_ERROR = bytes(4)
 MAX_FRAME = 16_384
 
 Headers = list[tuple[str, str]]
@@ -152,8 +153,10 @@ class Connection:
                 self._send_body(*self._held_back.popleft())
         elif kind in {GOAWAY, CONTINUATION}:
             raise BadAnswer(f"frame type {kind}: {payload!r}")
-        # RST_STREAM follows the trailers of a call that was refused unread; WINDOW_UPDATE of a stream
-        # is for messages larger than ours.
+        elif kind == RST_STREAM and payload != _NO_ERROR:
+            raise BadAnswer(f"stream {stream} was reset: {payload!r}")
+        # With NO_ERROR it follows the trailers of a call that was refused unread; WINDOW_UPDATE of a
+        # stream is for messages larger than ours.
 
     def close(self) -> None:
         """Close the connection."""
