@@ -13,17 +13,17 @@ import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from fcntl import F_SETPIPE_SZ, fcntl
-from itertools import pairwise
 from select import POLLIN, poll
 from typing import TextIO
 
 _TRACE = "GRPC_TRACE"
 _PIPE_BYTES = 1024 * 1024
-# A record may be cut by the end of what was read; its rest comes at once or never.
+_PACKET_BYTES = 4096
 _REST_MILLISECONDS = 50
+_LONGEST_RECORD = 64 * 1024
 _STDERR = 2
 
-_RECORD = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ([\w./-]+:\d+)\] ", re.MULTILINE)
+_RECORD = re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ ([\w./-]+:\d+)\] ")
 _LEVELS = {"I": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _STEP = "CallNextHandshakerLocked: error="
 _HANDSHAKE = re.compile(
@@ -32,8 +32,8 @@ _HANDSHAKE = re.compile(
     re.DOTALL,
 )
 _OPENSSL = re.compile(r"OPENSSL_internal:([A-Z0-9_]+)(?:: ([a-z][\w ,-]+))?")
-# What the core says of itself whenever it traces, or says a second time.
-_IDLE = re.compile(r"Log level \w+ is not suitable|Handshake failed with error|gRPC Tracers:")
+# What the core says of itself whenever it traces, or says a second time; and what strangers have written.
+_LEFT_OUT = re.compile(r"Log level \w+ is not suitable|Handshake failed with error|gRPC Tracers:|GOAWAY")
 # Somebody connected and said nothing, as load balancers do to see whether the port is open.
 _SILENT = re.compile(r"Socket closed|Connection reset|[Ss]hutdown")
 # What is left of a handshake that took longer than the server's options allow.
@@ -55,7 +55,8 @@ def captured() -> Iterator[None]:
     sys.stderr.flush()
     before, dumped = sys.stderr, faulthandler.is_enabled()
     real = os.dup(_STDERR)
-    reading, writing = os.pipe()
+    # One packet for each write: what a stranger has the core write can't pass for a record of its own.
+    reading, writing = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
     # Where the kernel grants less, less fits.
     with suppress(OSError):
         fcntl(writing, F_SETPIPE_SZ, _PIPE_BYTES)
@@ -89,32 +90,26 @@ def _write_to(stream: TextIO, instead_of: TextIO) -> None:
 
 
 def _read(reading: int, real: int) -> None:
-    text, rest = "", poll()
-    rest.register(reading, POLLIN)
-    while data := os.read(reading, _PIPE_BYTES):
-        text += data.decode("utf-8", "replace")
-        records = _records(text)
-        # While more comes, the last one may not be whole.
-        whole = len(text) > _PIPE_BYTES or not rest.poll(_REST_MILLISECONDS)
-        text = "" if whole else records.pop()
-        _tell(records, real)
-    _tell(_records(text), real)
+    record, more = b"", poll()
+    more.register(reading, POLLIN)
+    while packet := os.read(reading, _PACKET_BYTES):
+        record = (record + packet)[:_LONGEST_RECORD]
+        # Only what fills its packet goes on in the next one, which is there already.
+        if len(packet) < _PACKET_BYTES or not more.poll(_REST_MILLISECONDS):
+            _tell(record, real)
+            record = b""
+    _tell(record, real)
     os.close(reading)
 
 
-def _records(text: str) -> list[str]:
-    starts = [0, *(match.start() for match in _RECORD.finditer(text)), len(text)]
-    return [text[start:end] for start, end in pairwise(starts) if end > start]
-
-
-def _tell(records: list[str], real: int) -> None:
-    for record in records:
-        found = _RECORD.match(record)
-        if found is None:
-            # Not the core's: the interpreter's, or the C library's, on their way down.
-            os.write(real, record.encode())
-        else:
-            _tell_record(found[1], found[2], record[found.end() :].strip())
+def _tell(record: bytes, real: int) -> None:
+    text = record.decode("utf-8", "replace")
+    found = _RECORD.match(text)
+    if found is None:
+        # Not the core's: the interpreter's, or the C library's, on their way down.
+        os.write(real, record)
+    else:
+        _tell_record(found[1], found[2], text[found.end() :].strip())
 
 
 def _tell_record(letter: str, source: str, message: str) -> None:
@@ -122,7 +117,7 @@ def _tell_record(letter: str, source: str, message: str) -> None:
     handshake = _HANDSHAKE.match(message) if failed else None
     if handshake is not None:
         _tell_handshake(handshake)
-    elif _core.isEnabledFor(_LEVELS[letter]) and not _IDLE.search(message):
+    elif _core.isEnabledFor(_LEVELS[letter]) and not _LEFT_OUT.search(message):
         _core.log(_LEVELS[letter], "%s", message, extra={"fields": {"source": source}})
 
 

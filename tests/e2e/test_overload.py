@@ -18,8 +18,8 @@ from tests.bench.generator import OK, Calls, Load, Measured
 from tests.bench.http2 import Connection, header_block, message
 from tests.bench.processes import resident_mib
 from tests.conftest import service_settings
-from tests.e2e.load import channel_to, family, outcome_of, postmaster, serving
 from tests.e2e.faults import writer_of_a_dataset
+from tests.e2e.load import channel_to, family, outcome_of, postmaster, serving
 from tests.e2e.test_faults import frozen
 from tests.support.client import Client, refused
 from tests.support.postgres import PostgresServer, running_postgres

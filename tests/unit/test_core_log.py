@@ -24,9 +24,9 @@ def run(program: str) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
-def written(text: str) -> list[dict[str, Any]]:
-    """The log lines that come of what the core writes."""
-    code, lines = run(f"with captured():\n    os.write(2, {text.encode()!r})")
+def written(*records: str) -> list[dict[str, Any]]:
+    """The log lines that come of the records that the core writes, one by one."""
+    code, lines = run(f"with captured():\n    for each in {records!r}:\n        os.write(2, each.encode())")
     assert code == 0
     return [json.loads(line) for line in lines]
 
@@ -62,7 +62,7 @@ TRACE = ": OK\n=== Source Location Trace: ===\nsrc/core/util/status_helper.cc:68
 def test_a_failed_handshake_is_one_line_with_peer_and_reason(error: str, reason: str) -> None:
     before = f"{STAMP} ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: x\n"
     after = f"{STAMP} channel_trace.h:396] handshake manager 0x7f: Failed with error: {error}\n"
-    (line,) = written(f"{NEXT}OK{ARGS}{before}{NEXT}{error}{ARGS}{after}")
+    (line,) = written(f"{NEXT}OK{ARGS}", before, f"{NEXT}{error}{ARGS}", after)
     assert (line["level"], line["message"]) == ("INFO", "TLS handshake refused")
     assert (line["peer"], line["listener"]) == ("ipv4:127.0.0.1:50082", "ipv4:127.0.0.1:7001")
     assert line["reason"] == reason
@@ -70,13 +70,24 @@ def test_a_failed_handshake_is_one_line_with_peer_and_reason(error: str, reason:
 
 def test_handshakes_that_succeed_or_never_began_are_not_told() -> None:
     silent = "UNKNOWN: Handshake read failed (Socket closed)\n=== Source Location Trace: ===\na.cc:1\n"
-    assert written(f"{NEXT}OK{ARGS}{NEXT}{silent}{ARGS}") == []
+    assert written(f"{NEXT}OK{ARGS}", f"{NEXT}{silent}{ARGS}") == []
 
 
 def test_what_else_the_core_complains_of_is_a_line_too() -> None:
-    text = 'E1123 22:57:38.096 12 add_port.cc:83] Failed to add\nW1123 22:57:38.1 12 a.cc:1] Odd "thing"\n'
-    told = [(line["level"], line["message"], line["source"]) for line in written(text)]
+    lines = written(
+        "E1123 22:57:38.096 12 add_port.cc:83] Failed to add\n", 'W1123 22:57:38.1 12 a.cc:1] Odd "thing"\n'
+    )
+    told = [(line["level"], line["message"], line["source"]) for line in lines]
     assert told == [("ERROR", "Failed to add", "add_port.cc:83"), ("WARNING", 'Odd "thing"', "a.cc:1")]
+
+
+@pytest.mark.parametrize("room", [10, 4096 - 40, 4096 * 3, 100_000])
+def test_what_a_stranger_has_the_core_write_is_no_record_of_its_own(room: int) -> None:
+    # At every place: at the beginning of a line, and where a packet of the pipe begins.
+    forged = f"\n{STAMP} handshaker.cc:155] {OF_OPENSSL}FORGED{ARGS}"
+    text = "W1123 22:57:38.1 12 a.cc:1] " + "x" * room + forged * 50
+    assert len(written(text)) == 1
+    assert written("I1123 22:57:38.1 12 a.cc:1] GOAWAY: " + "x" * room + forged * 50) == []
 
 
 def test_what_others_write_passes_as_it_is() -> None:
