@@ -31,6 +31,10 @@ UNREAD_CAP = 10_000
 """Where counting what a reader has not read stops."""
 
 
+class ReaderAhead(Exception):
+    """A reader has read further than this cluster has come: it would wait for years, and silently."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """The last event that a reader has read."""
@@ -69,8 +73,13 @@ def next_events(*columns: ColumnElement[object], at_most: int) -> Select[tuple[o
     )
 
 
+_next_transaction = func.pg_snapshot_xmax(func.pg_current_snapshot(), type_=Xid8())
 _LOCK = (
-    select(cast(event_readers.c.transaction_id, Text).label("transaction_id"), event_readers.c.event_id)
+    select(
+        cast(event_readers.c.transaction_id, Text).label("transaction_id"),
+        event_readers.c.event_id,
+        (event_readers.c.transaction_id >= _next_transaction).label("ahead"),
+    )
     .where(event_readers.c.reader == bindparam("reader"))
     .with_for_update(skip_locked=True)
 )
@@ -100,8 +109,16 @@ class EventReaders:
         self._connection = connection
 
     def lock(self, reader: str) -> Place | None:
-        """Lock a reader until the transaction ends, and return its place; None: another process has it."""
+        """Lock a reader until the transaction ends, and return its place; None: another process has it.
+
+        Raises ReaderAhead.
+        """
         row = self._connection.execute(_LOCK, {"reader": reader}).one_or_none()
+        if row is not None and row.ahead:
+            raise ReaderAhead(
+                f"the reader {reader} is at transaction {row.transaction_id}, which is not reached here yet:"
+                " was this database restored from a dump? The README says what to do then"
+            )
         return None if row is None else Place(row.transaction_id, row.event_id)
 
     def unread(self) -> dict[str, UnreadEvents]:

@@ -1,5 +1,7 @@
 """What the README says about running the service in production, done as it says."""
 
+import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from tests.conftest import service_settings
 from tests.e2e.load import serving
 from tests.support.client import Client
 from tests.support.documents import blocks
-from tests.support.postgres import PostgresServer, connect
-from tests.support.service import run_command
+from tests.support.postgres import POSTGRES_15, PostgresServer, connect
+from tests.support.scrape import scrape
+from tests.support.service import ServiceProcess, run_command, wait_until
 from tests.support.world import World
 
 FORBIDDEN = (
@@ -81,6 +84,60 @@ def test_it_serves_as_a_user_who_owns_nothing_and_can_change_no_table(
         for statement in FORBIDDEN:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 sql.execute(statement.encode())
+
+
+def dumped_and_restored(source: str, target: str) -> None:
+    """With the commands that the README names."""
+    url = make_url(source)
+    dumping = [f"--host={url.query['host']}", f"--username={url.username}", str(url.database)]
+    secret = {"PGPASSWORD": str(url.password), "PGPORT": str(url.port or 5432)}
+    dump = subprocess.run(
+        [POSTGRES_15 / "pg_dump", "-Fc", *dumping], env=secret, capture_output=True, timeout=60, check=True
+    )
+    url = make_url(target)
+    restoring = [f"--host={url.query['host']}", f"--username={url.username}", f"--dbname={url.database}"]
+    secret = {"PGPASSWORD": str(url.password), "PGPORT": str(url.port or 5432)}
+    subprocess.run(
+        [POSTGRES_15 / "pg_restore", "--exit-on-error", "--no-owner", *restoring],
+        env=secret,
+        input=dump.stdout,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def pending_jobs(service: ServiceProcess) -> float:
+    """How many PENDING imports the metrics show."""
+    return scrape(service).value("jobs_jobs", run_type="IMPORT", status="PENDING")
+
+
+def test_a_dump_restored_into_a_newer_postgres_is_served_and_counted(
+    postgres_15: PostgresServer, postgres_18: PostgresServer, tmp_path: Path
+) -> None:
+    old, new = postgres_15.new_database(), postgres_18.blank_database()
+    world = World(old)
+    # So that the dump's transaction ids are ones that the new cluster has not reached.
+    for _ in range(20_000):
+        world.sql.execute("SELECT pg_current_xact_id()")
+    with serving(tmp_path, service_settings(old, tmp_path)) as service:
+        before = World(old, service.target)
+        dataset, request_id = before.dataset(), str(uuid.uuid4())
+        user = before.user(grants={dataset: Level.WRITE})
+        made = before.client(user).create(dataset_id=dataset, request_id=request_id)
+        before.close()
+    world.close()
+    dumped_and_restored(old, new)
+    with connect(new) as sql:
+        sql.execute(blocks("Backup and restore", "sql")[0].encode())
+    settings = service_settings(new, tmp_path) | {"JOBS_METRICS_LISTEN": "127.0.0.1:0"}
+    with serving(tmp_path, settings) as service:
+        after = World(new, service.target)
+        client = after.client(user)
+        assert client.create(dataset_id=dataset, request_id=request_id).job.job_id == made.job.job_id
+        client.create(dataset_id=dataset)
+        wait_until(lambda: pending_jobs(service) == 2, 30, "both jobs are counted")
+        after.close()
 
 
 def test_the_user_that_serves_can_not_migrate(urls: tuple[str, str]) -> None:
