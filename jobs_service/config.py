@@ -192,23 +192,23 @@ class Config:
         " method whose queue is full.",
     )
     max_request_bytes: int = _setting(
-        "67108864",
+        "33554432",
         _number(4_194_304, 2**40, int),
         "Bytes of the requests in progress, as sent. Decoded they take up to 15 times as much.",
     )
     max_answer_bytes: int = _setting(
-        "1073741824",
+        "268435456",
         _number(4_194_304, 2**40, int),
-        "Bytes of answers that clients have not taken yet. Beyond it new calls are refused: more would"
-        " take the memory of all.",
+        "Bytes of answers that clients have not taken yet; in memory about twice as many. Beyond it new"
+        " calls are refused, and beyond a sixteenth of it those of the connection that does not read.",
     )
     max_receive_seconds: float = _setting(
-        "30",
+        "10",
         _number(1, 3600),
         "How long a client may take to send a request, before its place among the calls is another's.",
     )
     max_streams: int = _setting(
-        "1000",
+        "250",
         _number(1, 1_000_000, int),
         "Calls in progress on one connection; clients keep more back by themselves. No connection alone"
         " can fill the service. gRPC counts a call until it has forgotten it, a little longer than its"

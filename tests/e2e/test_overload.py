@@ -209,7 +209,7 @@ def test_those_who_never_send_their_message_are_cut_off_and_leave_their_places(
             wait_until(lambda: _outcome(client) == "OK", 30, "they are free again")
 
 
-def test_answers_that_nobody_reads_are_counted_and_too_many_of_them_are_an_overload(
+def test_answers_that_nobody_reads_are_an_overload_for_their_connection_and_at_last_for_all(
     postgres_18: PostgresServer, tmp_path: Path
 ) -> None:
     busy = Busy(postgres_18, tmp_path, JOBS_MAX_ANSWER_BYTES=str(8 * 1024 * 1024))
@@ -219,16 +219,34 @@ def test_answers_that_nobody_reads_are_counted_and_too_many_of_them_are_an_overl
         for _ in range(15):
             client.call("CreateJob", busy.request(text="x" * 200_000))
         assert len(client.list(view=jobs_pb2.JOB_VIEW_FULL).jobs) > 10
-        with closing(Connection(service.target, window=10_000)) as deaf:
-            for _ in range(4):
-                deaf.call(busy.block(service.target, "ListJobs"), page)
-            deaf.flush()
-            wait_until(lambda: _outcome(client) == OVERLOADED, 30, "the answers wait")
-            with refused("RESOURCE_EXHAUSTED", "OVERLOADED") as refusal:
-                client.create(dataset_id=busy.dataset)
-            assert refusal.it.metadata["resource"] == "bytes of answers"
-            assert ask_health(service.target, "", seconds=HEALTH_SECONDS) == "SERVING"
-        wait_until(lambda: _outcome(client) == "OK", 30, "they are gone with their connection")
+
+        def deaf(calls: int) -> Connection:
+            connection = Connection(service.target, window=10_000)
+            for _ in range(calls):
+                connection.call(busy.block(service.target, "ListJobs"), page)
+                connection.flush()
+            return connection
+
+        def refused_so_far() -> int:
+            return sum(line["reason"] == "OVERLOADED" for line in service.lines("call"))
+
+        with closing(deaf(1)) as one:
+            wait_until(lambda: str(service.lines("call")).count("ListJobs") == 2, 30, "its answer waits")
+
+            def is_refused() -> bool:
+                one.call(busy.block(service.target, "ListJobs"), page)
+                one.flush()
+                return bool(refused_so_far())
+
+            wait_until(is_refused, 30, "it is refused more")
+            assert _outcome(client) == "OK"
+            with closing(deaf(1)), closing(deaf(1)):
+                wait_until(lambda: _outcome(client) == OVERLOADED, 30, "nobody is given more")
+                with refused("RESOURCE_EXHAUSTED", "OVERLOADED") as refusal:
+                    client.create(dataset_id=busy.dataset)
+                assert refusal.it.metadata["resource"] == "bytes of answers"
+                assert ask_health(service.target, "", seconds=HEALTH_SECONDS) == "SERVING"
+        wait_until(lambda: _outcome(client) == "OK", 30, "they are gone with their connections")
 
 
 def _outcome(client: Client) -> str:

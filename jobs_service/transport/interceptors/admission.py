@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,17 +28,23 @@ class Bounds:
     """
 
     calls: int = 4_000
-    request_bytes: int = 64 * 1024 * 1024
-    answer_bytes: int = 1024 * 1024 * 1024
-    receive_seconds: float = 30.0
+    request_bytes: int = 32 * 1024 * 1024
+    answer_bytes: int = 256 * 1024 * 1024
+    receive_seconds: float = 10.0
+
+    @property
+    def answer_bytes_of_one(self) -> int:
+        """Return how many of the answer bytes may wait for one connection."""
+        return self.answer_bytes // 16
 
 
 @dataclass(slots=True, eq=False)
 class _Admitted:
-    """since: when it came. received: its message is there."""
+    """since: when it came. received: its message is there. peer: the connection, once that is known."""
 
     since: float
     received: bool = False
+    peer: str = ""
     request_bytes: int = 0
     answer_bytes: int = 0
 
@@ -48,7 +55,8 @@ class Admission(grpc.aio.ServerInterceptor):
     Over `calls` a call is refused unread: its message is never received. Over `request_bytes` it is
     received, and not decoded: what is decoded takes many times as much. A call whose message does not
     come loses its place. A call whose answer is not taken keeps it, with its bytes: gRPC gives no way
-    to take an answer back, so the deadline ends it, or the connection.
+    to take an answer back, so the deadline ends it, or the connection. A connection that takes no answers
+    is refused more long before all are.
 
     outside: the interceptors that refused calls pass too, from the outside in.
     """
@@ -58,6 +66,8 @@ class Admission(grpc.aio.ServerInterceptor):
         self._outside = tuple(outside)
         self._admitted: dict[asyncio.Task[Any], _Admitted] = {}
         self._request_bytes = self._answer_bytes = 0
+        # By connection, of those that have not taken all.
+        self._untaken: Counter[str] = Counter()
         self._measured: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
 
@@ -102,10 +112,17 @@ class Admission(grpc.aio.ServerInterceptor):
     def _is_full(self) -> bool:
         return len(self._admitted) >= self._bounds.calls or self._answer_bytes >= self._bounds.answer_bytes
 
+    def _takes_too_little(self, peer: str) -> bool:
+        return self._untaken.get(peer, 0) > self._bounds.answer_bytes_of_one
+
     def _leave(self, task: "asyncio.Task[Any]") -> None:
         call = self._admitted.pop(task)
         self._request_bytes -= call.request_bytes
         self._answer_bytes -= call.answer_bytes
+        if call.answer_bytes:
+            self._untaken[call.peer] -= call.answer_bytes
+            if not self._untaken[call.peer]:
+                del self._untaken[call.peer]
 
     def _current(self) -> _Admitted:
         task = asyncio.current_task()
@@ -118,6 +135,8 @@ class Admission(grpc.aio.ServerInterceptor):
         async def refuse(request: Any, context: Context) -> Any:
             if request is _TOO_LARGE:
                 raise Overloaded(limit=self._bounds.request_bytes, resource="bytes of requests")
+            if self._takes_too_little(context.peer()):
+                raise Overloaded(limit=self._bounds.answer_bytes_of_one, resource="bytes of answers")
             if self._answer_bytes >= self._bounds.answer_bytes:
                 raise Overloaded(limit=self._bounds.answer_bytes, resource="bytes of answers")
             raise Overloaded(limit=self._bounds.calls, resource="calls")
@@ -135,7 +154,8 @@ class Admission(grpc.aio.ServerInterceptor):
         behaviour = cast(Behaviour, handler.unary_unary)
 
         async def call(request: Any, context: Context) -> Any:
-            if request is _TOO_LARGE:
+            peer = self._current().peer = context.peer()
+            if request is _TOO_LARGE or self._takes_too_little(peer):
                 return await refuse(request, context)
             return await behaviour(request, context)
 
@@ -161,8 +181,10 @@ class Admission(grpc.aio.ServerInterceptor):
     def _count_answer(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
         def count(response: Any) -> bytes:
             data = encode(response)
-            self._current().answer_bytes = len(data)
+            call = self._current()
+            call.answer_bytes = len(data)
             self._answer_bytes += len(data)
+            self._untaken[call.peer] += len(data)
             return data
 
         return count
