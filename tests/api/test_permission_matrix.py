@@ -108,7 +108,8 @@ def expected_of_job(cell: JobCell, rpc: str) -> str:
         if not (all_powerful or own or "cancel" in ALLOWED[level]):
             return JOB_DENIED
         if cell.status not in {JobStatus.PENDING, JobStatus.RUNNING}:
-            return f"FAILED_PRECONDITION JOB_NOT_CANCELLABLE job_id=<it> status={cell.status.value}"
+            who = " cancelled_by=us00000" if cell.status is JobStatus.CANCELLED else ""
+            return f"FAILED_PRECONDITION JOB_NOT_CANCELLABLE{who} job_id=<it> status={cell.status.value}"
     return "OK"
 
 

@@ -243,9 +243,10 @@ def test_a_cancel_waits_for_a_change_of_status_and_answers_what_follows_from_it(
             other.execute(
                 """UPDATE jobs SET status = %s, version = version + 1, start_time = clock_timestamp(),
                           update_time = clock_timestamp(),
+                          error_type = CASE WHEN %s = 'FAILED' THEN 'ValueError' END,
                           end_time = CASE WHEN %s <> 'RUNNING' THEN clock_timestamp() END
                     WHERE job_id = %s""",
-                (status, status, job.job_id),
+                (status, status, status, job.job_id),
             )
             assert not cancelling.done()
         if status == "RUNNING":

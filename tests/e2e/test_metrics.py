@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from jobs.v1 import jobs_pb2
+from jobs_service.storage import schema
 from tests.e2e.demo import ALICE, BOB, EVE, PROGRAM, Demo
 from tests.e2e.load import postmaster
 from tests.support.client import Client, refused
@@ -90,7 +91,7 @@ def test_jobs_are_shown_by_run_type_and_status(measured: Demo, channel: grpc.Cha
 
 def test_release_and_schema_are_told(measured: Demo) -> None:
     told = scrape(measured.service)
-    assert told.values("jobs_build_info", version="0.1.0", schema_revision="0002") == [1]
+    assert told.values("jobs_build_info", version="0.1.0", schema_revision=schema._revisions()[1]) == [1]
     assert told.values("jobs_ready") == [1]
     assert (probe(measured.service, "/ready"), probe(measured.service, "/live")) == (200, 200)
     assert told.value("process_resident_memory_bytes") > 0

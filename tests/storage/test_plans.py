@@ -25,6 +25,8 @@ JOBS = 100_000
 DATASETS = 2_000
 OWNERS = 500
 PAGE = 100
+# Postgres 18 tells rows as an average over the loops, to two places.
+ROUNDED = 1.05
 
 # Data set d has about JOBS / d / 8 jobs: the first is hot, the last are rare. Owners are even. One
 # job of a hundred is still active, one of fifty was made by a program for somebody else.
@@ -198,7 +200,7 @@ def test_jobs_are_found_by_their_ids(full: Full, view: JobView) -> None:
     job_ids = [row[0] for row in full.world.sql.execute("SELECT job_id FROM jobs LIMIT 64")]
     caller = Caller("pl00007", OWNER)
     scans = full.scans(lambda tx: tx.jobs.find([GetRequest(caller, job_id) for job_id in job_ids], view))
-    assert _rows(scans) <= 64
+    assert _rows(scans) <= ROUNDED * 64
     assert {scan.index for scan in scans} == {"pk_jobs"}
 
 
@@ -218,7 +220,7 @@ def test_a_batch_is_looked_up_by_keys_however_it_is_planned(full: Full, planned:
         for statement in full.listed(work):
             plan = explained(full.world.sql, statement, planned)
             assert {scan.kind for scan in plan.scans} <= {"Index Scan", "Index Only Scan"}, plan
-            assert max(scan.rows for scan in plan.scans) <= 64, plan
+            assert max(scan.rows for scan in plan.scans) <= ROUNDED * 64, plan
 
 
 def test_locks_and_cancels_go_by_the_primary_key(full: Full) -> None:
@@ -241,7 +243,7 @@ def test_request_ids_are_found_by_their_index(full: Full) -> None:
         for row in full.world.sql.execute("SELECT owner_id, creator_id, request_id FROM jobs LIMIT 64")
     ]
     scans = full.scans(lambda tx: tx.jobs.by_request_ids(keys))
-    assert _rows(scans) <= 64
+    assert _rows(scans) <= ROUNDED * 64
     assert {scan.index for scan in scans} == {"uq_jobs_request_id"}
 
 

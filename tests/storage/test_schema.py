@@ -131,7 +131,7 @@ def test_a_newer_schema_says_who_may_stay(
 def test_a_migration_that_was_cut_off_is_run_again(database_url: str) -> None:
     before = _described(database_url)
     with connect(database_url) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE alembic_version SET version_num = '0002'")
         # What a CREATE INDEX CONCURRENTLY leaves behind, and one that came to nothing at all.
         connection.execute("CREATE INDEX ix_jobs_failed_newest_new ON jobs (job_id)")
         connection.execute("DROP INDEX ix_jobs_owner_newest")
