@@ -14,6 +14,7 @@ from jobs_service.core.access_service import AccessService
 from jobs_service.model.caller import Level, Role, normalized_soeid
 from jobs_service.model.errors import DatabaseUnavailable, DatasetNotFound, JobsError, UserNotFound
 from jobs_service.model.job import RunType
+from jobs_service.opening import SchemaUnusable, open_storage
 from jobs_service.storage.driver_errors import PrivilegeMissing, UnusableDatabaseUrl
 from jobs_service.storage.embedded import EmbeddedPostgresError
 from jobs_service.storage.schema import MigrationLockTimeout
@@ -44,7 +45,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (ConfigError, ExitCode.CONFIGURATION),
     (UnusableKey, ExitCode.CONFIGURATION),
     (DatabaseUnavailable, ExitCode.DATABASE),
-    (app.SchemaUnusable, ExitCode.SCHEMA),
+    (SchemaUnusable, ExitCode.SCHEMA),
     (MigrationLockTimeout, ExitCode.SCHEMA),
     (PortTaken, ExitCode.PORT),
     (EmbeddedPostgresError, ExitCode.DATA_FOLDER),
@@ -206,7 +207,7 @@ def _trust(config: Config) -> str:
 
 
 def _migrate(config: Config, _: argparse.Namespace) -> ExitCode:
-    with app.open_storage(config, migrate=True, exclusive=False):
+    with open_storage(config, migrate=True, exclusive=False):
         print("the schema is up to date")
     return ExitCode.OK
 
@@ -219,7 +220,7 @@ def _check(config: Config, _: argparse.Namespace) -> ExitCode:
     if tls is not None:
         certificate = tls.certificate
         print(f"TLS: {certificate.subject}, {certificate.problem or f'good until {certificate.ends}'}")
-    with app.open_storage(config, migrate=False, exclusive=False):
+    with open_storage(config, migrate=False, exclusive=False):
         print("database: reachable, its schema is one that this release can run on")
     return ExitCode.OK
 
@@ -242,7 +243,7 @@ def _token(config: Config, parsed: argparse.Namespace) -> ExitCode:
 
 @contextmanager
 def _access(config: Config) -> Iterator[AccessService]:
-    with app.open_storage(config, migrate=False, exclusive=False) as storage:
+    with open_storage(config, migrate=False, exclusive=False) as storage:
         yield AccessService(storage.database)
 
 

@@ -17,7 +17,7 @@ from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import PostgresServer, connect, running_postgres
 from tests.support.service import ServiceProcess, wait_until
 
-# A connection for each of the batches, the lists, health and upkeep (app.py).
+# A connection for each of the batches, the lists, health and upkeep (opening.py).
 POOL = 17
 OURS = "FROM pg_stat_activity WHERE application_name = 'jobs-service' AND datname = current_database()"
 AWAY = "UNAVAILABLE DATABASE_UNAVAILABLE"

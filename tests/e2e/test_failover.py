@@ -21,7 +21,7 @@ from tests.support.standby import Pair, running_pair
 from tests.support.world import KEY
 
 JOBS_FOR_A_RATE = 300
-# A connection for each of the batches, the lists, health and upkeep (app.py).
+# A connection for each of the batches, the lists, health and upkeep (opening.py).
 POOL = 17
 
 OF_SERVICE = """SELECT count(*), count(*) FILTER (WHERE wait_event = 'SyncRep')
