@@ -34,6 +34,8 @@ _HANDSHAKE = re.compile(
 _OPENSSL = re.compile(r"OPENSSL_internal:([A-Z0-9_]+)(?:: ([a-z][\w ,-]+))?")
 # What the core says of itself whenever it traces, or says a second time; and what strangers have written.
 _LEFT_OUT = re.compile(r"Log level \w+ is not suitable|Handshake failed with error|gRPC Tracers:|GOAWAY")
+# Where the core reads what its peers send: whoever sends rubbish must not be able to fill the log.
+_OF_PEERS = re.compile(r"(hpack|frame|chttp2|http2|parsing|huffsyms|transport)")
 # Somebody connected and said nothing, as load balancers do to see whether the port is open.
 _SILENT = re.compile(r"Socket closed|Connection reset|[Ss]hutdown")
 # What is left of a handshake that took longer than the server's options allow.
@@ -117,8 +119,10 @@ def _tell_record(letter: str, source: str, message: str) -> None:
     handshake = _HANDSHAKE.match(message) if failed else None
     if handshake is not None:
         _tell_handshake(handshake)
-    elif _core.isEnabledFor(_LEVELS[letter]) and not _LEFT_OUT.search(message):
-        _core.log(_LEVELS[letter], "%s", message, extra={"fields": {"source": source}})
+        return
+    level = logging.DEBUG if _OF_PEERS.match(source) else _LEVELS[letter]
+    if _core.isEnabledFor(level) and not _LEFT_OUT.search(message):
+        _core.log(level, "%s", message, extra={"fields": {"source": source}})
 
 
 def _tell_handshake(found: re.Match[str]) -> None:

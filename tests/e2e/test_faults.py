@@ -250,7 +250,8 @@ def test_a_second_service_on_the_same_folder_is_refused_and_the_first_goes_on(tm
 
 
 def test_sigterm_to_the_whole_group_gives_every_accepted_call_its_result(tmp_path: Path) -> None:
-    settings = embedded_settings(tmp_path) | {"JOBS_LOCK_SECONDS": "20", "JOBS_BATCH_SECONDS": "20"}
+    patient = {"JOBS_LOCK_SECONDS": "20", "JOBS_BATCH_SECONDS": "20", "JOBS_MAX_WAIT_SECONDS": "60"}
+    settings = embedded_settings(tmp_path) | patient
     request_ids = [str(uuid.uuid4()) for _ in range(100)]
     with serving(tmp_path, settings) as service:
         url, processes = embedded_url(settings), family(postmaster(settings))

@@ -81,6 +81,13 @@ def test_what_else_the_core_complains_of_is_a_line_too() -> None:
     assert told == [("ERROR", "Failed to add", "add_port.cc:83"), ("WARNING", 'Odd "thing"', "a.cc:1")]
 
 
+def test_what_the_core_complains_of_in_what_peers_send_fills_no_log() -> None:
+    complaint = (
+        "E1123 22:57:38.096 12 hpack_parser.cc:1048] Error parsing ':method' metadata: invalid value\n"
+    )
+    assert written(complaint) == []
+
+
 @pytest.mark.parametrize("room", [10, 4096 - 40, 4096 * 3, 100_000])
 def test_what_a_stranger_has_the_core_write_is_no_record_of_its_own(room: int) -> None:
     # At every place: at the beginning of a line, and where a packet of the pipe begins.
