@@ -37,7 +37,7 @@ _POOLED_BEGIN = (
     " SET LOCAL jit = {jit};"
     " SET LOCAL search_path TO DEFAULT;"
     " SET LOCAL synchronous_commit TO DEFAULT;"
-    " SET LOCAL ROLE NONE"
+    " SET LOCAL role TO DEFAULT"
 )
 
 

@@ -134,7 +134,10 @@ _asked = recordset(
     "asked",
     {"n": Integer(), "job_id": Uuid(), "caller_id": BigInteger(), "subject_id": BigInteger()},
 )
-_may_ask = or_(_asked.c.caller_id == _asked.c.subject_id, role_of(_asked.c.caller_id) != Role.USER.value)
+_may_ask = or_(
+    _asked.c.caller_id == _asked.c.subject_id,
+    (role_of(_asked.c.caller_id) != Role.USER.value) & (role_of(_asked.c.subject_id) == Role.USER.value),
+)
 # What the asker will not be shown is not read either: a large payload would tell by its time that it exists.
 _visible = _may_ask & or_(
     role_of(_asked.c.subject_id) == Role.ADMIN.value,

@@ -57,10 +57,12 @@ class Watchdog:
         driver = cast(psycopg.Connection, connection.connection.driver_connection)
         watch = Watch(driver, time.monotonic() + seconds)
         with self._lock:
-            self._watches.add(watch)
+            # First: where no thread can be started nothing is used that nobody watches.
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._watches.add(watch)
         self._work.set()
         try:
             yield watch
@@ -90,7 +92,9 @@ class Watchdog:
                 if watch.until <= moment and watch.canceller is None:
                     # A thread of its own: a server that is frozen takes the call and never answers.
                     watch.canceller = threading.Thread(target=_cancel, args=(watch.driver,), daemon=True)
-                    watch.canceller.start()
+                    # Without a thread for it there is no cancel, and its socket is shut all the same.
+                    with contextlib.suppress(RuntimeError):
+                        watch.canceller.start()
 
     def _shut_those_until(self, moment: float) -> None:
         with self._lock:

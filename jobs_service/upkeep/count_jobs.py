@@ -21,9 +21,18 @@ class CountJobs:
 
     def run_once(self) -> bool:
         """Fold one portion and show the figures; True: there are more events to fold."""
+        try:
+            return self._fold() == PORTION
+        finally:
+            # Also where nothing can be written now.
+            self._show()
+
+    def _fold(self) -> int:
         with self._database.transaction() as tx:
             place = tx.event_readers.lock(READER)
-            folded = tx.job_counts.fold(place) if place else 0
+            return tx.job_counts.fold(place) if place else 0
+
+    def _show(self) -> None:
         with self._database.snapshot(seconds=_READ_SECONDS) as tx:
             jobs = tx.job_counts.by_run_type_and_status()
             oldest = tx.job_counts.oldest_pending().seconds
@@ -36,4 +45,3 @@ class CountJobs:
             ),
             fresh_seconds=_STALE_AFTER * self.every,
         )
-        return folded == PORTION

@@ -15,8 +15,10 @@ from jobs_service.model.job import NewJob, RunType
 from jobs_service.model.requests import CreateRequest, CreateResult
 from jobs_service.storage import schema
 from jobs_service.storage.database import Database
+from jobs_service.telemetry.job_gauges import JobGauges
 from jobs_service.telemetry.metrics import Metrics
 from jobs_service.transport.batcher import run_again
+from jobs_service.upkeep.count_jobs import CountJobs
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import open_database
 from tests.support.service import wait_until
@@ -164,3 +166,16 @@ def test_a_repeated_request_is_answered_only_when_the_standby_has_the_job(
         assert not second.done()
         pair.standby.signal(signal.SIGCONT)
         assert second.result(20).replayed
+
+
+def test_jobs_are_counted_while_the_standby_is_away(pair: Pair, database: Database) -> None:
+    gauges = JobGauges()
+    duty = CountJobs(database, gauges)
+    ask = CreateJobs(pair, database)
+    with standby_away(pair), ThreadPoolExecutor(1) as thread:
+        first = thread.submit(ask.run)
+        wait_for(pair, 1)
+        # What it counts is there to be seen, and the database's limit is one second.
+        duty.run_once()
+        assert any(family.name == "jobs_jobs" for family in gauges.collect())
+        first.exception(20)
