@@ -4,10 +4,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+_TRIES = 1000
 
 
 @contextmanager
@@ -34,8 +36,14 @@ class Ballast:
     def fill(self) -> None:
         """Take what is free now."""
         with self._file.open("ab") as file:
-            while free := shutil.disk_usage(self._disk).free:
-                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
+            for _ in range(_TRIES):
+                free = shutil.disk_usage(self._disk).free
+                if not free:
+                    return
+                # Whoever else writes there may have taken it meanwhile: then there is less to take.
+                with suppress(OSError):
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
+        raise AssertionError(f"{free} bytes can't be taken")
 
     def remove(self) -> None:
         """Give it back."""
