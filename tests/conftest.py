@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# Before grpc is imported. Tests start programs as another user, which forks, and its handlers of that abort
+# the child, and hold up the calls of this process, now and then.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 from tests.support.postgres import POSTGRES_15, PostgresServer, running_postgres
 from tests.support.service import ServiceProcess
 from tests.support.world import SECRET, World

@@ -16,8 +16,8 @@ STOP_SECONDS = 40
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without any setting of the service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("JOBS_")}
+    """The environment without any setting of the service, or of the tests' own gRPC."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("JOBS_", "GRPC_"))}
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
