@@ -74,8 +74,16 @@ def _parsed(path: Path, content: bytes, *, jwks: bool) -> list[TokenKey]:
 
 
 def _token_files(path: Path, verifier: TokenVerifier, *, jwks: bool) -> KeyFiles:
+    has_public = False
+
     def take(contents: Sequence[bytes]) -> dict[str, object]:
+        nonlocal has_public
         keys = _parsed(path, contents[0], jwks=jwks)
+        is_secret = any(key.algorithm == "HS256" for key in keys)
+        # A public key whose form is not known would be one, and everybody could sign.
+        if has_public and is_secret:
+            raise UnusableKey(f"{path} held a public key and now a secret: that needs a restart")
+        has_public = not is_secret
         verifier.use(*keys)
         return {"keys": [{"kid": key.kid, "algorithm": key.algorithm} for key in keys]}
 

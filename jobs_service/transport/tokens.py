@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from jobs_service.transport.disguises import looks_like_a_key
+
 DEVELOPMENT_KEY_FILE = "development-jwt-key"
 TOKEN_SECONDS = 12 * 3600
 _MIN_SECRET_BYTES = 32
@@ -53,37 +55,14 @@ def read_file(path: Path) -> bytes:
 
 def parse_key(path: Path, content: bytes) -> TokenKey:
     """Make a key of what is in a key file; path is for the message. Raises UnusableKey."""
-    content = content.rstrip(b"\r\n")
     if b"-----BEGIN" in content:
         return _public_key(path, content)
-    if _looks_like_a_key(content):
+    if looks_like_a_key(content):
         raise UnusableKey(f"{path} is neither a PEM public key nor a secret")
+    content = content.rstrip(b"\r\n")
     if len(content) < _MIN_SECRET_BYTES:
         raise UnusableKey(f"{path} holds a secret of less than {_MIN_SECRET_BYTES} bytes")
     return TokenKey("HS256", content)
-
-
-def _looks_like_a_key(content: bytes) -> bool:
-    """Whether this is a key, or a PEM, in another form than ours.
-
-    Taken for an HS256 secret it would let everybody sign who knows it, and public keys are known.
-    """
-    # Without the zeros of UTF-16 and the marks before any UTF.
-    text = content.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
-    if b"-----BEGIN" in text or text.startswith((b"ssh-", b"ecdsa-", b"sk-", b"{", b"[")):
-        return True
-    # A DER is one SEQUENCE that holds all the rest; 2**-16 of all random secrets would look like it.
-    return content[:1] == b"\x30" and _der_length(content) == len(content)
-
-
-def _der_length(content: bytes) -> int:
-    """The length that the header of a DER value claims for all of it; 0 where there is no header."""
-    if len(content) < 2:
-        return 0
-    if content[1] < 0x80:
-        return 2 + content[1]
-    size = content[1] & 0x7F
-    return 2 + size + int.from_bytes(content[2 : 2 + size], "big")
 
 
 def _public_key(path: Path, pem: bytes) -> TokenKey:

@@ -1,5 +1,7 @@
 """Bearer tokens: the keys that are taken, the development key, and each algorithm."""
 
+import base64
+import hashlib
 import json
 import os
 import stat
@@ -14,7 +16,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from jobs_service.config import load
 from jobs_service.model.errors import CredentialsInvalid
+from jobs_service.transport.credentials import load_credentials
 from jobs_service.transport.token_verifier import TokenVerifier
 from jobs_service.transport.tokens import (
     DEVELOPMENT_KEY_FILE,
@@ -133,26 +137,120 @@ def test_a_key_that_is_weak_or_private_is_refused(tmp_path: Path, content: bytes
     assert not content or content.decode().strip() not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "form", ["after text", "after a mark", "after a comment", "for ssh", "as DER", "as JWK"]
-)
-def test_no_form_of_a_public_key_becomes_a_secret(tmp_path: Path, form: str) -> None:
-    # Everybody knows a public key, and could sign with it if it were taken for a secret.
-    public, pem = PRIVATE["RS256"].public_key(), public_pem(PRIVATE["RS256"])
-    content: dict[str, bytes] = {
+def wrapped(text: bytes, width: int = 64) -> bytes:
+    return b"\n".join(text[at : at + width] for at in range(0, len(text), width)) + b"\n"
+
+
+def disguises(key: Any) -> dict[str, bytes]:
+    """A public key in all the forms that tools write it in."""
+    public, pem = key.public_key(), public_pem(key)
+    der = public.public_bytes(serialization.Encoding.DER, SPKI)
+    ssh = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    blob = base64.b64decode(ssh.split()[1])
+    armour = b"---- BEGIN SSH2 PUBLIC KEY ----\n", b"---- END SSH2 PUBLIC KEY ----\n"
+    plain, url = base64.b64encode(der), base64.urlsafe_b64encode(der)
+    return {
         "after text": b"Public-Key: (2048 bit)\n" + pem,
         "after a mark": b"\xef\xbb\xbf" + pem,
         "after a comment": b"# our key\n" + pem,
-        "for ssh": public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH),
-        "as DER": public.public_bytes(serialization.Encoding.DER, SPKI),
-        "as JWK": jwt.algorithms.RSAAlgorithm.to_jwk(public).encode(),
+        "PEM in UTF-16": pem.decode().encode("utf-16"),
+        "PEM in base64": base64.b64encode(pem),
+        "PEM in wrapped base64": wrapped(base64.b64encode(pem), 76),
+        "for ssh": ssh,
+        "of an authorized_keys with options": b'from="10.0.0.1" ' + ssh,
+        "as the blob of ssh": blob,
+        "as the blob of ssh in base64": ssh.split()[1],
+        "as the blob of ssh in hex": blob.hex().encode(),
+        "as RFC 4716": armour[0] + b'Comment: "ours"\n' + wrapped(ssh.split()[1], 70) + armour[1],
+        "as DER": der,
+        "as DER and a line": der + b"\r\n",
+        "as DER, cut": der[:-3],
+        "in base64": plain,
+        "in base64 without its padding": plain.rstrip(b"="),
+        "in base64 and a line": plain + b"\n",
+        "in base64, cut": plain[:-9],
+        "in wrapped base64": wrapped(plain),
+        "in wrapped base64 of DOS": wrapped(plain).replace(b"\n", b"\r\n"),
+        "in base64 with escaped lines": wrapped(plain).replace(b"\n", b"\\n"),
+        "in base64 of base64": base64.b64encode(plain),
+        "in base64 in UTF-16": plain.decode().encode("utf-16"),
+        "in base64url": url,
+        "in base64url without its padding": url.rstrip(b"="),
+        "in wrapped base64url": wrapped(url),
+        "as of DKIM": b"v=DKIM1; k=rsa; p=" + plain,
+        "in hex": der.hex().encode(),
+        "in hex, upper case": der.hex().upper().encode() + b"\n",
+        "in hex with colons": der.hex(":").encode(),
+        "in wrapped hex": wrapped(der.hex().encode(), 32),
+        "in hex with 0x": b"0x" + der.hex().encode(),
     }
-    path = key_file(tmp_path, content[form])
+
+
+@pytest.mark.parametrize("algorithm", PRIVATE)
+@pytest.mark.parametrize("form", disguises(PRIVATE["RS256"]))
+def test_no_form_of_a_public_key_becomes_a_secret(tmp_path: Path, form: str, algorithm: str) -> None:
+    # Everybody knows a public key, and could sign with it if it were taken for a secret.
+    path = key_file(tmp_path, disguises(PRIVATE[algorithm])[form])
     try:
         key = load_key(path)
     except UnusableKey:
         return
-    assert key.algorithm == "RS256"
+    assert key.algorithm == algorithm
+
+
+@pytest.mark.parametrize("kind", ["JWK", "PKCS 1", "PKCS 1 in base64"])
+def test_no_form_of_an_rsa_key_alone_becomes_a_secret(tmp_path: Path, kind: str) -> None:
+    public = PRIVATE["RS256"].public_key()
+    pkcs1 = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.PKCS1)
+    content = {
+        "JWK": jwt.algorithms.RSAAlgorithm.to_jwk(public).encode(),
+        "PKCS 1": pkcs1,
+        "PKCS 1 in base64": base64.b64encode(pkcs1),
+    }
+    with pytest.raises(UnusableKey):
+        load_key(key_file(tmp_path, content[kind]))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r"], ids=repr)
+def test_a_der_that_ends_like_a_line_is_no_secret(tmp_path: Path, end: bytes) -> None:
+    body = PRIVATE["RS256"].public_key().public_bytes(serialization.Encoding.DER, SPKI)[:-1] + end
+    with pytest.raises(UnusableKey):
+        load_key(key_file(tmp_path, body))
+    # Nothing in it is known but the SEQUENCE, so that its length is what tells.
+    with pytest.raises(UnusableKey):
+        load_key(key_file(tmp_path, b"\x30\x3e" + b"x" * 61 + end))
+
+
+def test_secrets_that_tools_make_are_taken(tmp_path: Path) -> None:
+    # The digests stand for random bytes: a real one is refused once in 65,536 times.
+    for number in range(50):
+        secret = hashlib.sha512(str(number).encode()).digest()
+        text = [secret.hex().encode(), base64.b64encode(secret), base64.urlsafe_b64encode(secret)]
+        for content in (b"x" + secret + b"x", *text):
+            assert load_key(key_file(tmp_path, content)) == TokenKey("HS256", content)
+
+
+def test_a_reload_makes_no_secret_of_a_public_key(tmp_path: Path) -> None:
+    path = key_file(tmp_path, public_pem(PRIVATE["ES256"]))
+    credentials = load_credentials(load({"JOBS_JWT_KEY_FILE": str(path)}))
+    (group,) = credentials.files
+    token = jwt.encode(claims(), PRIVATE["ES256"], algorithm="ES256")
+    with pytest.raises(UnusableKey, match="needs a restart"):
+        group.take([SECRET])
+    assert credentials.verifier.soeid(token) == "us10000"
+    group.take([public_pem(PRIVATE["EdDSA"])])
+    with pytest.raises(UnusableKey, match="needs a restart"):
+        group.take([SECRET])
+
+
+def test_a_reload_takes_another_secret_and_a_public_key_for_one(tmp_path: Path) -> None:
+    path = key_file(tmp_path, SECRET)
+    credentials = load_credentials(load({"JOBS_JWT_KEY_FILE": str(path)}))
+    (group,) = credentials.files
+    for content in (SECRET[::-1], public_pem(PRIVATE["ES256"])):
+        group.take([content])
+    token = jwt.encode(claims(), PRIVATE["ES256"], algorithm="ES256")
+    assert credentials.verifier.soeid(token) == "us10000"
 
 
 def test_a_key_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
