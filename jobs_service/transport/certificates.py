@@ -1,5 +1,6 @@
 """X.509 certificates: the service's own with its key, the CAs of callers, and whom a caller's names."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from jobs_service.transport.tokens import UnusableKey
 SCHEME = "soeid:"
 MAX_REMEMBERED = 1_000
 _MIN_RSA_BITS = 2048
+_CERTIFICATES = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+_BLOCKS = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+# A block without its end, or a last line that ends within its armour.
+_CUT = re.compile(rb"-----BEGIN|^[ \t]*-[^\n]*\Z", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,9 @@ def parse_certificates(path: Path, content: bytes) -> list[x509.Certificate]:
             certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
         raise UnusableKey(f"{path} holds no PEM certificates that can be read") from None
+    # The parser leaves out the last block where it is not complete: the file is being written.
+    if len(_CERTIFICATES.findall(content)) != len(found) or _CUT.search(_BLOCKS.sub(b"", content)):
+        raise UnusableKey(f"{path} holds certificates that can't be read: is it written to its end?")
     return found
 
 

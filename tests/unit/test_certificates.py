@@ -146,6 +146,36 @@ def test_a_file_of_cas_holds_at_least_one() -> None:
             parse_certificates(path, content)
 
 
+@pytest.mark.parametrize("length", [1, 10, 27, 28, 200, -30, -24, -5, -3])
+def test_a_file_that_is_not_written_to_its_end_is_refused(length: int) -> None:
+    half = authority("other").pem[:length]
+    with pytest.raises(UnusableKey, match="to its end"):
+        parse_certificates(Path("/tls/ca.crt"), CA.pem + half)
+    with pytest.raises(UnusableKey, match="to its end"):
+        server_certificate(PATHS, (GOOD.pem + half, GOOD.key))
+
+
+def test_a_certificate_that_the_parser_leaves_out_is_refused() -> None:
+    trusted = GOOD.pem.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE")
+    with pytest.raises(UnusableKey, match="can't be read"):
+        parse_certificates(Path("/tls/ca.crt"), CA.pem + trusted)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CA.pem.rstrip() + b"\n" + GOOD.pem.rstrip(),
+        (CA.pem + GOOD.pem).replace(b"\n", b"\r\n"),
+        b"---\nCertificate chain\n" + CA.pem + b"---\n" + GOOD.pem + b"---\n",
+        CA.pem + GOOD.key + GOOD.pem,
+        CA.pem + GOOD.pem.replace(b"CERTIFICATE", b"X509 CERTIFICATE"),
+    ],
+    ids=["no line at the end", "lines of DOS", "text of openssl", "a key too", "the old name"],
+)
+def test_a_file_of_two_certificates_that_is_complete_is_taken(content: bytes) -> None:
+    assert len(parse_certificates(Path("/tls/ca.crt"), content)) == 2
+
+
 @pytest.mark.parametrize(
     ("names", "name"),
     [
