@@ -2,39 +2,63 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from grpc_health.v1 import health_pb2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import OVERALL_HEALTH
-from grpc_health.v1.health import aio as health_aio
 
 LIVENESS = "liveness"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 _log = logging.getLogger(__name__)
 
 
-class _Servicer(health_aio.HealthServicer):
-    """grpcio's, and List, which that one knows but does not have."""
+class _Servicer(health_pb2_grpc.HealthServicer):
+    """Tells what was set last. Nothing is held while a watcher is written to: it may never take it.
+
+    grpcio's own servicer holds a lock meanwhile, and has no List.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._listed: dict[str, Any] = {}
+        self._statuses: dict[str, Any] = {}
+        self._changed = asyncio.Event()
 
-    async def set(self, service: str, status: Any) -> None:
-        """Set the answer for a service."""
-        self._listed[service] = status
-        await super().set(service, status)
+    def set(self, services: Iterable[str], status: Any) -> None:
+        """Set the answer for these services, and wake who watches."""
+        self._statuses.update(dict.fromkeys(services, status))
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """Answer the health of one service."""
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def List(self, request: Any, context: Any) -> Any:
         """Answer the health of every service."""
         statuses = {
-            name: health_pb2.HealthCheckResponse(status=status) for name, status in self._listed.items()
+            name: health_pb2.HealthCheckResponse(status=status) for name, status in self._statuses.items()
         }
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """Tell the health of one service, and each change. Of quick changes only the last may be told."""
+        told = None
+        while True:
+            # Taken before the status: a change while this one is written is not missed.
+            changed = self._changed
+            status = self._statuses.get(request.service, _UNKNOWN)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
 
 
 class Health:
@@ -68,7 +92,7 @@ class Health:
 
     async def start(self) -> None:
         """Set the first answers, before the server listens."""
-        await self.servicer.set(LIVENESS, _SERVING)
+        self.servicer.set([LIVENESS], _SERVING)
         await self.run_once()
 
     async def run(self) -> None:
@@ -88,20 +112,19 @@ class Health:
             ready = False
             if self._said is not False:
                 _log.warning("not ready", extra={"fields": {"error": repr(error)}})
-        await self._say(ready and not self._draining)
+        self._say(ready and not self._draining)
 
-    async def drain(self) -> None:
-        """Say NOT_SERVING from now on."""
+    def drain(self) -> None:
+        """Say NOT_SERVING from now on. Waits for nobody."""
         self._draining = True
-        await self._say(False)
+        self._say(False)
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _say(self, ready: bool) -> None:
+    def _say(self, ready: bool) -> None:
         if ready != self._said:
             self._said = ready
             _log.info("ready" if ready else "not ready")
-            for name in self._names:
-                await self.servicer.set(name, _SERVING if ready else _NOT_SERVING)
+            self.servicer.set(self._names, _SERVING if ready else _NOT_SERVING)

@@ -133,7 +133,7 @@ class Server:
 
     async def drain(self) -> None:
         """End in good order: health first, then no new calls, then those in progress get their answers."""
-        await self._health.drain()
+        self._health.drain()
         await asyncio.sleep(self._settings.drain_delay)
         self._streams.end_all()
         await self._server.stop(self._settings.drain)
