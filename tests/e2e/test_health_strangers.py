@@ -20,6 +20,7 @@ from tests.fuzz.wire import (
     grpc_message,
     literal,
 )
+from tests.support.service import wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -64,6 +65,19 @@ def test_a_watcher_who_takes_nothing_keeps_nothing_from_others_nor_the_service_f
             demo.service.process.terminate()
             assert next(watch).status == NOT_SERVING
         assert demo.service.process.wait(20) == 0
+
+
+def test_a_watcher_who_took_nothing_and_leaves_is_no_fault_of_ours(fresh: Path) -> None:
+    with Demo(fresh, JOBS_LOG_LEVEL="DEBUG") as demo:
+        with Stranger(demo.target).asked(WATCH):
+            pass
+
+        def ended() -> list[dict[str, Any]]:
+            return [line for line in demo.service.lines("call") if line["method"] == WATCH]
+
+        (line,) = wait_until(ended, 10, "the end of the watch")
+        assert line["code"] == "CANCELLED"
+        assert not [line for line in demo.service.lines() if line["level"] == "ERROR" or "exception" in line]
 
 
 def test_a_watch_of_what_is_not_there_says_so_and_goes_on(demo: Demo) -> None:

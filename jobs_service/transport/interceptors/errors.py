@@ -37,6 +37,9 @@ class Errors(CallInterceptor):
             if context.cancelled() or _task_is_cancelled():
                 raise
             await _abort(context, ShuttingDown())
+        except grpc.aio.InternalError:
+            # What was being sent can't be: the caller is gone, and grpc took no notice of it yet.
+            raise asyncio.CancelledError from None
         except Exception:
             call = calls.current()
             _log.exception(
