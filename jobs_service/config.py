@@ -200,12 +200,14 @@ class Config:
         "268435456",
         _number(4_194_304, 2**40, int),
         "Bytes of answers that clients have not taken yet; in memory about twice as many. Beyond it new"
-        " calls are refused, and beyond a sixteenth of it those of the connection that does not read.",
+        " calls are refused, and beyond a sixteenth of it those of the connection or caller that does"
+        " not read.",
     )
     max_receive_seconds: float = _setting(
         "10",
         _number(1, 3600),
-        "How long a client may take to send a request, before its place among the calls is another's.",
+        "How long a client may take to send a request, before it is refused with OVERLOADED. While all"
+        " places are taken, the oldest such call makes room for a newcomer after half a second.",
     )
     max_streams: int = _setting(
         "250",

@@ -11,6 +11,7 @@ from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.health import Health
 from jobs_service.transport.interceptors.access_log import AccessLog
 from jobs_service.transport.interceptors.admission import Admission, Bounds
+from jobs_service.transport.interceptors.answers import CallerAnswers, UntakenAnswers
 from jobs_service.transport.interceptors.authentication import Authentication
 from jobs_service.transport.interceptors.deadlines import Deadlines
 from jobs_service.transport.interceptors.decoding import Decoding
@@ -89,7 +90,9 @@ class Server:
         self._health = health
         self._streams = Streams()
         seams = [LateHeaders(), access_log or AccessLog(), Errors()]
-        self._admission = Admission(settings.bounds, outside=seams)
+        untaken = UntakenAnswers(settings.bounds.answer_bytes)
+        with_certificates = settings.mtls_target is not None
+        self._admission = Admission(settings.bounds, untaken, outside=seams, certificates=with_certificates)
         self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[
@@ -97,6 +100,7 @@ class Server:
                 *seams,
                 Deadlines(),
                 Authentication(authenticator),
+                CallerAnswers(untaken),
                 self._streams,
                 Decoding(),
             ],

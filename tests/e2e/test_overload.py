@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,20 @@ import grpc
 import pytest
 
 from jobs.v1 import jobs_pb2
+from jobs_service.model.caller import Level
 from jobs_service.transport.probe import ask_health
 from jobs_service.transport.tokens import make_token
 from tests.bench.generator import OK, Calls, Load, Measured
-from tests.bench.http2 import Connection, header_block, message
+from tests.bench.http2 import header_block, message
 from tests.bench.processes import resident_mib
 from tests.conftest import service_settings
 from tests.e2e.faults import writer_of_a_dataset
 from tests.e2e.load import channel_to, family, outcome_of, postmaster, serving
 from tests.e2e.test_faults import frozen
-from tests.support.client import Client, refused
+from tests.support.client import Client
 from tests.support.postgres import PostgresServer, running_postgres
 from tests.support.service import ServiceProcess, wait_until
-from tests.support.world import KEY
+from tests.support.world import KEY, World
 
 OVERLOADED = "RESOURCE_EXHAUSTED OVERLOADED"
 RESOURCE_EXHAUSTED = str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
@@ -60,10 +61,19 @@ class Busy:
         """For the generator: each makes another job."""
         return Calls(SERVICE + "CreateJob", [message(self.request().SerializeToString())], self.token)
 
-    def block(self, target: str, rpc: str) -> bytes:
-        """The headers of a call without a deadline."""
-        headers = Calls(SERVICE + rpc, [], self.token).headers(target)
-        return header_block([(name, value) for name, value in headers if name != "grpc-timeout"])
+    def reader(self) -> str:
+        """The token of another user, who may read what there is."""
+        world = World(self.url)
+        user = world.user(grants={self.dataset: Level.READ})
+        world.close()
+        return make_token(KEY, user.soeid)
+
+    def block(self, target: str, rpc: str, token: str | None = None, *, without: str = "") -> bytes:
+        """The headers of a call without a deadline, and without this one."""
+        headers = Calls(SERVICE + rpc, [], token or self.token).headers(target)
+        return header_block(
+            [(name, value) for name, value in headers if name not in ("grpc-timeout", without)]
+        )
 
 
 class Watch:
@@ -187,71 +197,3 @@ def test_a_frozen_database_fills_the_queue_and_calls_go_on_when_it_is_back(
         print(f"\n60 creates on a frozen database: {dict(outcomes)}; {watch}")
     assert set(outcomes) == {OVERLOADED, "UNAVAILABLE DATABASE_UNAVAILABLE"}
     assert set(watch.answers) <= {"SERVING", "NOT_SERVING"}
-
-
-def test_those_who_never_send_their_message_are_cut_off_and_leave_their_places(
-    postgres_18: PostgresServer, tmp_path: Path
-) -> None:
-    busy = Busy(postgres_18, tmp_path, JOBS_MAX_CALLS="50", JOBS_MAX_RECEIVE_SECONDS="5")
-    with busy.serving(tmp_path) as service, channel_to(service.target) as channel:
-        client = Client(channel, busy.token)
-        client.create(dataset_id=busy.dataset)
-        with closing(Connection(service.target)) as silent:
-
-            def all_taken_by_the_silent() -> bool:
-                # More each time: when the first come, the create above may not have left its place.
-                for _ in range(50):
-                    silent.call(busy.block(service.target, "CreateJob"), None)
-                silent.flush()
-                return _outcome(client) == OVERLOADED
-
-            wait_until(all_taken_by_the_silent, 4, "every place is taken")
-            wait_until(lambda: _outcome(client) == "OK", 30, "they are free again")
-
-
-def test_answers_that_nobody_reads_are_an_overload_for_their_connection_and_at_last_for_all(
-    postgres_18: PostgresServer, tmp_path: Path
-) -> None:
-    busy = Busy(postgres_18, tmp_path, JOBS_MAX_ANSWER_BYTES=str(8 * 1024 * 1024))
-    page = message(jobs_pb2.ListJobsRequest(view=jobs_pb2.JOB_VIEW_FULL).SerializeToString())
-    with busy.serving(tmp_path) as service, channel_to(service.target) as channel:
-        client = Client(channel, busy.token)
-        for _ in range(15):
-            client.call("CreateJob", busy.request(text="x" * 200_000))
-        assert len(client.list(view=jobs_pb2.JOB_VIEW_FULL).jobs) > 10
-
-        def deaf(calls: int) -> Connection:
-            connection = Connection(service.target, window=10_000)
-            for _ in range(calls):
-                connection.call(busy.block(service.target, "ListJobs"), page)
-                connection.flush()
-            return connection
-
-        def refused_so_far() -> int:
-            return sum(line["reason"] == "OVERLOADED" for line in service.lines("call"))
-
-        with closing(deaf(1)) as one:
-            wait_until(lambda: str(service.lines("call")).count("ListJobs") == 2, 30, "its answer waits")
-
-            def is_refused() -> bool:
-                one.call(busy.block(service.target, "ListJobs"), page)
-                one.flush()
-                return bool(refused_so_far())
-
-            wait_until(is_refused, 30, "it is refused more")
-            assert _outcome(client) == "OK"
-            with closing(deaf(1)), closing(deaf(1)):
-                wait_until(lambda: _outcome(client) == OVERLOADED, 30, "nobody is given more")
-                with refused("RESOURCE_EXHAUSTED", "OVERLOADED") as refusal:
-                    client.create(dataset_id=busy.dataset)
-                assert refusal.it.metadata["resource"] == "bytes of answers"
-                assert ask_health(service.target, "", seconds=HEALTH_SECONDS) == "SERVING"
-        wait_until(lambda: _outcome(client) == "OK", 30, "they are gone with their connections")
-
-
-def _outcome(client: Client) -> str:
-    try:
-        client.list(page_size=1)
-    except grpc.RpcError as error:
-        return outcome_of(error)
-    return "OK"

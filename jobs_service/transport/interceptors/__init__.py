@@ -1,4 +1,4 @@
 """What every call passes, from the outside in.
 
-Admission, late headers, access log, errors, deadlines, authentication, streams, decoding.
+Admission, late headers, access log, errors, deadlines, authentication, answers, streams, decoding.
 """

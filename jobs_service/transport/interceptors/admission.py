@@ -3,21 +3,28 @@
 import asyncio
 import functools
 import time
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
 
-from jobs_service.model.errors import Overloaded
+from jobs_service.model.errors import CredentialsMissing, JobsError, Overloaded
+from jobs_service.transport import call as calls
+from jobs_service.transport.auth import AUTHORIZATION
+from jobs_service.transport.interceptors.answers import UntakenAnswers
 from jobs_service.transport.interceptors.base import HEALTH, REFLECTION, Context, Handler, Interceptor
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
+Refuse = Callable[[JobsError, Context], Awaitable[Any]]
 
-_TOO_LARGE = object()
-"""Stands for a request that was not decoded, because too many bytes are in progress."""
+_SILENT_SECONDS = 0.5
+"""Who has sent no message after this long loses its place to a newcomer, if there is no other.
+
+Longer than an honest message is on its way; or those who come at once would take each other's place.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,44 +39,53 @@ class Bounds:
     answer_bytes: int = 256 * 1024 * 1024
     receive_seconds: float = 10.0
 
-    @property
-    def answer_bytes_of_one(self) -> int:
-        """Return how many of the answer bytes may wait for one connection."""
-        return self.answer_bytes // 16
-
 
 @dataclass(slots=True, eq=False)
 class _Admitted:
-    """since: when it came. received: its message is there. peer: the connection, once that is known."""
+    """since: when it came. answer_of: connection and caller. cut_off: why its message is not waited for."""
 
     since: float
-    received: bool = False
-    peer: str = ""
     request_bytes: int = 0
     answer_bytes: int = 0
+    answer_of: tuple[str, ...] = ()
+    cut_off: Overloaded | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method's handlers: that which serves, and those that refuse unread."""
+
+    served: Handler
+    full: Handler
+    anonymous: Handler
 
 
 class Admission(grpc.aio.ServerInterceptor):
     """Counts every call from its headers to the last byte of its answer, health and reflection apart.
 
-    Over `calls` a call is refused unread: its message is never received. Over `request_bytes` it is
+    Without credentials a call is refused unread: its message is never received. Over `calls` the same,
+    unless an older one is still without its message: that one is refused then. Over `request_bytes` it is
     received, and not decoded: what is decoded takes many times as much. A call whose message does not
-    come loses its place. A call whose answer is not taken keeps it, with its bytes: gRPC gives no way
-    to take an answer back, so the deadline ends it, or the connection. A connection that takes no answers
-    is refused more long before all are.
+    come is refused in the end. A call whose answer is not taken keeps its place, with its bytes: gRPC gives
+    no way to take an answer back, so the deadline ends it, or the connection. A connection or a
+    caller that takes no answers is refused more long before all are.
 
-    outside: the interceptors that refused calls pass too, from the outside in.
+    outside: the interceptors that refused calls pass too, from the outside in. certificates: whether a
+    connection's certificate may be credentials enough.
     """
 
-    def __init__(self, bounds: Bounds, outside: Sequence[Interceptor]) -> None:
+    def __init__(
+        self, bounds: Bounds, untaken: UntakenAnswers, outside: Sequence[Interceptor], *, certificates: bool
+    ) -> None:
         self._bounds = bounds
+        self._untaken = untaken
         self._outside = tuple(outside)
+        self._certificates = certificates
         self._admitted: dict[asyncio.Task[Any], _Admitted] = {}
-        self._request_bytes = self._answer_bytes = 0
-        # By connection, of those that have not taken all.
-        self._untaken: Counter[str] = Counter()
-        self._measured: dict[str, Handler] = {}
-        self._refusing: dict[str, Handler] = {}
+        # Of the admitted those without their message, in order of arrival.
+        self._silent: OrderedDict[asyncio.Task[Any], _Admitted] = OrderedDict()
+        self._request_bytes = 0
+        self._methods: dict[str, _Method] = {}
 
     @property
     def in_progress(self) -> int:
@@ -80,111 +96,155 @@ class Admission(grpc.aio.ServerInterceptor):
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         """Admit the call or answer with a handler that refuses it. Runs in the call's own task."""
-        method = handler_call_details.method
+        name = handler_call_details.method
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith((HEALTH, REFLECTION)):
+        if handler is None or name.startswith((HEALTH, REFLECTION)):
             return handler
-        if method not in self._measured:
-            # Known methods alone come here: what clients invent must not fill these tables.
-            self._refusing[method] = self._refusal(method)
-            self._measured[method] = self._measure(method, handler)
-        if self._is_full():
-            return self._refusing[method]
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - every call runs in a task
+        method = self._methods.get(name)
+        if method is None:
+            # Known methods alone come here: what clients invent must not fill this table.
+            method = self._methods[name] = self._method(name, handler)
+        if not self._certificates and _is_anonymous(handler_call_details):
+            return method.anonymous
+        if self._untaken.refusal() or (self._is_full() and not self._make_room()):
+            return method.full
+        self._enter(streaming=handler.unary_unary is None)
+        return method.served
+
+    def _enter(self, *, streaming: bool) -> None:
+        task = _current_task()
+        call = self._admitted[task] = _Admitted(time.monotonic())
         # What streams is long on purpose: it is counted, and not cut off.
-        self._admitted[task] = _Admitted(time.monotonic(), received=handler.unary_unary is None)
+        if not streaming:
+            self._silent[task] = call
         task.add_done_callback(self._leave)
-        return self._measured[method]
+
+    def _leave(self, task: "asyncio.Task[Any]") -> None:
+        self._silent.pop(task, None)
+        call = self._admitted.pop(task, None)
+        if call is not None:
+            self._request_bytes -= call.request_bytes
+            self._untaken.remove(call.answer_of, call.answer_bytes)
 
     async def watch(self) -> None:
         """Cut off slow senders, until cancelled."""
+        limit = self._bounds.receive_seconds
+        error = functools.partial(Overloaded, limit=f"{limit:g}", resource="seconds of receiving")
         while True:
-            await asyncio.sleep(min(1.0, self._bounds.receive_seconds / 4))
-            self._cut_off_slow()
+            await asyncio.sleep(min(1.0, limit / 4))
+            while self._cut_off_silent(limit, error()):
+                pass
 
-    def _cut_off_slow(self) -> None:
-        latest = time.monotonic() - self._bounds.receive_seconds
-        slow = [task for task, call in self._admitted.items() if not call.received and call.since < latest]
-        for task in slow:
-            task.cancel()
+    def _make_room(self) -> bool:
+        return self._cut_off_silent(_SILENT_SECONDS, self._too_many())
+
+    def _cut_off_silent(self, seconds: float, error: Overloaded) -> bool:
+        """Refuse the oldest call whose message has not come for so long; whether there was one."""
+        task, call = next(iter(self._silent.items()), (None, None))
+        if task is None or call is None or call.since > time.monotonic() - seconds:
+            return False
+        # Its place is free at once: to send its status can take as long as its client likes.
+        del self._silent[task], self._admitted[task]
+        call.cut_off = error
+        task.cancel()
+        return True
 
     def _is_full(self) -> bool:
-        return len(self._admitted) >= self._bounds.calls or self._answer_bytes >= self._bounds.answer_bytes
+        return len(self._admitted) >= self._bounds.calls
 
-    def _takes_too_little(self, peer: str) -> bool:
-        return self._untaken.get(peer, 0) > self._bounds.answer_bytes_of_one
+    def _too_many(self) -> Overloaded:
+        return Overloaded(limit=self._bounds.calls, resource="calls")
 
-    def _leave(self, task: "asyncio.Task[Any]") -> None:
-        call = self._admitted.pop(task)
-        self._request_bytes -= call.request_bytes
-        self._answer_bytes -= call.answer_bytes
-        if call.answer_bytes:
-            self._untaken[call.peer] -= call.answer_bytes
-            if not self._untaken[call.peer]:
-                del self._untaken[call.peer]
-
-    def _current(self) -> _Admitted:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - every call runs in a task
-        return self._admitted[task]
-
-    def _refusal(self, method: str) -> Handler:
-        """A handler that does not receive the message: that is what streaming means to a server."""
-
-        async def refuse(request: Any, context: Context) -> Any:
-            if request is _TOO_LARGE:
-                raise Overloaded(limit=self._bounds.request_bytes, resource="bytes of requests")
-            if self._takes_too_little(context.peer()):
-                raise Overloaded(limit=self._bounds.answer_bytes_of_one, resource="bytes of answers")
-            if self._answer_bytes >= self._bounds.answer_bytes:
-                raise Overloaded(limit=self._bounds.answer_bytes, resource="bytes of answers")
-            raise Overloaded(limit=self._bounds.calls, resource="calls")
-
-        handler: Handler = grpc.stream_unary_rpc_method_handler(refuse)
-        return functools.reduce(
-            lambda inner, interceptor: interceptor.wrap(method, inner), reversed(self._outside), handler
+    def _method(self, name: str, handler: Handler) -> _Method:
+        refuse = self._refusal(name)
+        return _Method(
+            served=self._measure(handler, refuse),
+            full=_unread(refuse, lambda: self._untaken.refusal() or self._too_many()),
+            anonymous=_unread(refuse, CredentialsMissing),
         )
 
-    def _measure(self, method: str, handler: Handler) -> Handler:
+    def _refusal(self, name: str) -> Refuse:
+        """Return what raises an error where it is logged and counted."""
+
+        async def refuse(error: JobsError, context: Context) -> Any:
+            raise error
+
+        handler: Handler = grpc.unary_unary_rpc_method_handler(refuse)
+        wrapped = functools.reduce(
+            lambda inner, interceptor: interceptor.wrap(name, inner), reversed(self._outside), handler
+        )
+        return cast(Refuse, wrapped.unary_unary)
+
+    def _measure(self, handler: Handler, refuse: Refuse) -> Handler:
+        """Receive the message here. gRPC would wait for it without any status when the call is cut off."""
         if handler.unary_unary is None:
             return handler
-        refuse: Any = self._refusing[method].stream_unary
         # The stubs know only the blocking server.
         behaviour = cast(Behaviour, handler.unary_unary)
+        deserialize = handler.request_deserializer or bytes
 
-        async def call(request: Any, context: Context) -> Any:
-            peer = self._current().peer = context.peer()
-            if request is _TOO_LARGE or self._takes_too_little(peer):
-                return await refuse(request, context)
-            return await behaviour(request, context)
+        async def call(_: object, context: Context) -> Any:
+            admitted = self._admitted[_current_task()]
+            try:
+                # Not by the iterator: one that is not read to its end costs the loop a task to close it.
+                data = await context.read()
+            except asyncio.CancelledError:
+                if admitted.cut_off is None or _current_task().uncancel():
+                    raise
+                return await refuse(admitted.cut_off, context)
+            error = self._received(admitted, data, context)
+            if error is not None:
+                return await refuse(error, context)
+            # Without a message it is a bad request like others, of those who may call.
+            return await behaviour(deserialize(data) if isinstance(data, bytes) else None, context)
 
-        measured: Handler = grpc.unary_unary_rpc_method_handler(
-            call,
-            request_deserializer=self._decode_if_room(handler.request_deserializer or bytes),
-            response_serializer=self._count_answer(handler.response_serializer or bytes),
+        # Streaming means to a server that it receives the message itself.
+        measured: Handler = grpc.stream_unary_rpc_method_handler(
+            call, response_serializer=self._count_answer(handler.response_serializer or bytes)
         )
         return measured
 
-    def _decode_if_room(self, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        def decode_if_room(data: bytes) -> Any:
-            call, size = self._current(), len(data)
-            call.received = True
-            if self._request_bytes + size > self._bounds.request_bytes:
-                return _TOO_LARGE
-            call.request_bytes = size
-            self._request_bytes += size
-            return decode(data)
-
-        return decode_if_room
+    def _received(self, call: _Admitted, data: object, context: Context) -> Overloaded | None:
+        """Count the message; returns why it is not even decoded."""
+        self._silent.pop(_current_task(), None)
+        peer = context.peer()
+        call.answer_of = (peer,)
+        size = len(data) if isinstance(data, bytes) else 0
+        if self._request_bytes + size > self._bounds.request_bytes:
+            return Overloaded(limit=self._bounds.request_bytes, resource="bytes of requests")
+        call.request_bytes = size
+        self._request_bytes += size
+        return self._untaken.refusal_of(peer)
 
     def _count_answer(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
         def count(response: Any) -> bytes:
             data = encode(response)
-            call = self._current()
+            call = self._admitted[_current_task()]
+            caller = calls.current().caller
+            if caller is not None:
+                call.answer_of = (*call.answer_of, caller.soeid)
             call.answer_bytes = len(data)
-            self._answer_bytes += len(data)
-            self._untaken[call.peer] += len(data)
+            self._untaken.add(call.answer_of, call.answer_bytes)
             return data
 
         return count
+
+
+def _unread(refuse: Refuse, error: Callable[[], JobsError]) -> Handler:
+    """A handler that does not receive the message: that is what streaming means to a server."""
+
+    async def call(_: object, context: Context) -> Any:
+        return await refuse(error(), context)
+
+    handler: Handler = grpc.stream_unary_rpc_method_handler(call)
+    return handler
+
+
+def _is_anonymous(details: grpc.HandlerCallDetails) -> bool:
+    return all(key != AUTHORIZATION for key, _ in details.invocation_metadata or ())
+
+
+def _current_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - every call runs in a task
+    return task
