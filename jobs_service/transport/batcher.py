@@ -130,20 +130,26 @@ class Batcher(Generic[Item, Result]):
             self._watch.cancel()
 
     async def _work(self) -> None:
+        try:
+            while self._queue:
+                batch = self._take()
+                if batch:
+                    for waiting, outcome in zip(batch, await self._outcomes(batch), strict=True):
+                        if not waiting.outcome.done():
+                            waiting.outcome.set_result(outcome)
+        finally:
+            self._worker = None
+
+    async def _outcomes(self, batch: Sequence[_Waiting[Item, Result]]) -> Sequence[Result | Exception]:
+        """Run the batch. Never raises: nobody may wait for ever, whatever happened."""
         loop = asyncio.get_running_loop()
-        while self._queue:
-            batch = self._take()
-            if batch:
-                outcomes: Sequence[Result | Exception]
-                try:
-                    outcomes = await loop.run_in_executor(self._executor, self._attempt, batch)
-                except (RuntimeError, asyncio.CancelledError):
-                    # The executor is shut: nobody may wait for ever because of it.
-                    outcomes = [ShuttingDown()] * len(batch)
-                for waiting, outcome in zip(batch, outcomes, strict=True):
-                    if not waiting.outcome.done():
-                        waiting.outcome.set_result(outcome)
-        self._worker = None
+        try:
+            return await loop.run_in_executor(self._executor, self._attempt, batch)
+        except (RuntimeError, asyncio.CancelledError):
+            # The executor is shut.
+            return [ShuttingDown()] * len(batch)
+        except Exception as error:
+            return [error] * len(batch)
 
     def _take(self) -> list[_Waiting[Item, Result]]:
         """The next batch, without those who have left and those whose time is up."""

@@ -390,3 +390,23 @@ async def test_callers_get_an_error_when_the_executor_drops_the_batch_that_it_wa
     for caller in callers:
         caller.cancel()
     assert len(done) == 2, "callers wait for ever"
+
+
+@on_a_loop
+async def test_whatever_the_executor_raises_is_the_answer_for_all_and_the_next_caller_is_served() -> None:
+    class Full(ThreadPoolExecutor):
+        fails = True
+
+        def submit(self, *args: Any, **options: Any) -> Any:
+            if self.fails:
+                raise MemoryError
+            return super().submit(*args, **options)
+
+    with Full(1) as executor:
+        batcher = Batcher[int, int](Doubling(), executor, Limits())
+        callers = await submitted(batcher, 1, 2)
+        done, _ = await asyncio.wait(callers, timeout=0.5)
+        assert len(done) == 2, "callers wait for ever"
+        assert all(isinstance(outcome, MemoryError) for outcome in await outcomes(callers))
+        executor.fails = False
+        assert await batcher.submit(3) == 6
