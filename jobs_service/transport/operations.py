@@ -100,7 +100,6 @@ class Operations:
         if self._lists_waiting >= self._limits.waiting:
             self._list_metrics.refused.inc()
             raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
-        self._lists_waiting += 1
         latest = time.monotonic() + self._limits.patience
         span = traces.active()
 
@@ -113,10 +112,15 @@ class Operations:
                     lambda: self._job_service.list_jobs(request, seconds=seconds), self._list_metrics
                 )
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._list_threads, run)
-        finally:
-            self._lists_waiting -= 1
+        loop = asyncio.get_running_loop()
+        listing = self._list_threads.submit(run)
+        self._lists_waiting += 1
+        # A caller that leaves does not end the work of a thread: until that has ended, it counts.
+        listing.add_done_callback(lambda _: loop.call_soon_threadsafe(self._list_ended))
+        return await asyncio.wrap_future(listing)
+
+    def _list_ended(self) -> None:
+        self._lists_waiting -= 1
 
     async def close(self) -> None:
         """Refuse new work and finish what was taken, or cut it off after _CLOSE_SECONDS."""
