@@ -29,6 +29,15 @@ _BLOCKS = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOT
 # A block without its end, or a last line that ends within its armour.
 _CUT = re.compile(rb"-----BEGIN|^[ \t]*-[^\n]*\Z", re.MULTILINE)
 
+# What the library raises for the certificates that it knows of, but doesn't read.
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
@@ -92,7 +101,7 @@ def parse_certificates(path: Path, content: bytes) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(content)
         for certificate in found:
             certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise UnusableKey(f"{path} holds no PEM certificates that can be read") from None
     # The parser leaves out the last block where it is not complete: the file is being written.
     if len(_CERTIFICATES.findall(content)) != len(found) or _CUT.search(_BLOCKS.sub(b"", content)):
@@ -147,10 +156,10 @@ class ClientCertificates:
         try:
             certificate = x509.load_pem_x509_certificate(pem)
             names = _soeid_uris(certificate)
-        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+            begins = certificate.not_valid_before_utc.timestamp()
+            ends = certificate.not_valid_after_utc.timestamp()
+        except _UNREADABLE:
             return _Read(None, "the certificate can't be read", 0, 0)
-        begins = certificate.not_valid_before_utc.timestamp()
-        ends = certificate.not_valid_after_utc.timestamp()
         soeid = normalized_soeid(names[0]) if len(names) == 1 else None
         detail = ""
         if not names:
@@ -179,7 +188,7 @@ def _issued_by(certificate: x509.Certificate, authorities: Sequence[x509.Certifi
     for authority in authorities:
         try:
             certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             continue
         return True
     return False

@@ -1,5 +1,6 @@
 """Certificates: which are served with which key, whom a caller's names, and the probe's name."""
 
+import base64
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,30 @@ def test_what_is_no_certificate_is_refused() -> None:
         with pytest.raises(CredentialsInvalid) as refusal:
             reader(CA).soeid(sent)
         assert refusal.value.detail == "the certificate can't be read"
+
+
+def with_other(found: bytes, put: bytes) -> bytes:
+    """The PEM of a caller's certificate, in whose DER these bytes of the same length are replaced."""
+    issued = issue("a caller", [uri("soeid:sv00001")], by=CA)
+    der = issued.certificate.public_bytes(Encoding.DER)
+    assert (der.count(found), len(found)) == (1, len(put))
+    changed = base64.encodebytes(der.replace(found, put))
+    return b"-----BEGIN CERTIFICATE-----\n" + changed + b"-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "put"),
+    [
+        (b"\x86\x0dsoeid", b"\xa5\x0dsoeid"),
+        (b"\x86\x0dsoeid", b"\xa3\x0dsoeid"),
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05"),
+    ],
+    ids=["ediPartyName", "x400Address", "version 6"],
+)
+def test_what_the_library_does_not_read_is_refused(found: bytes, put: bytes) -> None:
+    with pytest.raises(CredentialsInvalid) as refusal:
+        reader(CA).soeid(with_other(found, put))
+    assert refusal.value.detail == "the certificate can't be read"
 
 
 def test_a_period_is_looked_at_with_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
