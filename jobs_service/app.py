@@ -106,6 +106,10 @@ async def _serve(
     metrics.ready_is(lambda: health.ready)
     upkeep = Upkeep([CountJobs(storage.database, metrics.jobs)], metrics.duties)
     tls = credentials.tls
+    metrics.keys.ask(
+        lambda: {group.what: group.refused for group in credentials.files},
+        (lambda: tls.certificate.expiry) if tls else None,
+    )
     certificates = tls.clients if tls and config.mtls_listen else None
     authenticator = Authenticator(credentials.verifier, certificates, operations.find_user_id)
     access_log = AccessLog(metrics.calls, tracer)

@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from jobs_service.telemetry.job_gauges import JobGauges
+from jobs_service.telemetry.key_gauges import KeyGauges
 
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCH_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 12)
@@ -36,6 +37,8 @@ class Metrics:
         self.duties = DutyMetrics(registry)
         self.jobs = JobGauges()
         registry.register(self.jobs)
+        self.keys = KeyGauges()
+        registry.register(self.keys)
         self._batches = _BatchFamilies(registry)
         self._ready = Gauge(
             "jobs_ready",

@@ -57,6 +57,11 @@ class ServerCertificate:
         """The moment from which it is good no more."""
         return self.leaf.not_valid_after_utc.isoformat()
 
+    @property
+    def expiry(self) -> float:
+        """The same in seconds since 1970."""
+        return self.leaf.not_valid_after_utc.timestamp()
+
     def describe(self) -> dict[str, object]:
         """Return what the log is told."""
         return {"subject": self.subject, "serial": f"{self.leaf.serial_number:x}", "not_after": self.ends}

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from jobs_service.transport.tokens import UnusableKey, read_file
 
 POLL_SECONDS = 1.0
+REPEAT_SECONDS = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +29,12 @@ class KeyFiles:
     take: Callable[[Sequence[bytes]], dict[str, object]]
     _taken: bytes = b""
     _refused: tuple[bytes, UnusableKey] | None = None
-    _told: bool = False
+    _told: float | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the files can't be used as they are now, and others before them are."""
+        return self._refused is not None
 
     def load(self) -> dict[str, object]:
         """Take the files for the first time; returns what take says. Raises UnusableKey."""
@@ -54,7 +61,7 @@ class KeyFiles:
             return
         said = found if isinstance(found, UnusableKey) else self._try(found)
         if isinstance(said, UnusableKey):
-            self._refused, self._told = (digest, said), False
+            self._refused, self._told = (digest, said), None
             return
         self._taken, self._refused = digest, None
         _log.info("%s read again", self.what, extra={"fields": said})
@@ -69,9 +76,10 @@ class KeyFiles:
             return UnusableKey(type(error).__name__)
 
     def _tell(self, error: UnusableKey) -> None:
-        """Say so once, and not before the second look: files are replaced one after the other."""
-        if not self._told:
-            self._told = True
+        """Say so every five minutes, and not before the second look: files are replaced one by one."""
+        now = time.monotonic()
+        if self._told is None or now - self._told >= REPEAT_SECONDS:
+            self._told = now
             fields = {"error": str(error)}
             _log.error("%s can't be used, the one before stays", self.what, extra={"fields": fields})
 

@@ -63,6 +63,7 @@ def labels() -> dict[str, set[str]]:
     metrics.jobs.set(
         JobFigures({("IMPORT", "PENDING"): 1}, 1.0, {"job_counts": Unread(1, 1.0)}), fresh_seconds=60
     )
+    metrics.keys.ask(lambda: {"the keys of tokens": True}, lambda: 1.0)
     metrics.build_is("0", "0")
     metrics.add_process()
     samples = parsed(generate_latest(metrics.registry).decode()).samples

@@ -21,6 +21,7 @@ from tests.e2e.demo import ALICE, PROGRAM, Demo
 from tests.e2e.secure import SecureDemo, handshake
 from tests.support.certificates import SERVER_NAMES, Issued, authority, issue, uri
 from tests.support.client import Client, rich_error
+from tests.support.scrape import scrape
 from tests.support.service import wait_until
 
 TAKEN = {
@@ -64,21 +65,35 @@ def der(certificate: Issued) -> bytes:
     return certificate.certificate.public_bytes(Encoding.DER)
 
 
+def shown(demo: Demo) -> tuple[float, float]:
+    """What the metrics say: whether the certificate's files are refused, and when the certificate ends."""
+    found = scrape(demo.service)
+    refused = found.value("jobs_key_files_refused", files="the service's certificate")
+    return refused, found.value("jobs_certificate_expiry_timestamp_seconds")
+
+
+def expiry(certificate: Issued) -> float:
+    return certificate.certificate.not_valid_after_utc.timestamp()
+
+
 def test_a_new_certificate_is_taken_while_connections_live_on(tmp_path: Path) -> None:
-    with SecureDemo(tmp_path) as demo, demo.channel(demo.target) as channel:
+    metrics = {"JOBS_METRICS_LISTEN": "127.0.0.1:0"}
+    with SecureDemo(tmp_path, **metrics) as demo, demo.channel(demo.target) as channel:
         alice = Client(channel, demo.token(ALICE))
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=120)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         assert served(demo) == der(demo.server)
-        new = issue("jobs", SERVER_NAMES, by=demo.server_ca)
+        new = issue("jobs", SERVER_NAMES, by=demo.server_ca, seconds=(-3600, 7200))
         with told(demo, REFUSED["certificate"]):
             # One after the other: in between they don't belong together.
             replace(demo.cert_file, new.pem)
         assert served(demo) == der(demo.server)
+        assert shown(demo) == (1, expiry(demo.server))
         with told(demo, TAKEN["certificate"]):
             replace(demo.key_file, new.key)
         assert served(demo) == der(new)
+        assert shown(demo) == (0, expiry(new))
         assert demo.service.lines(TAKEN["certificate"])[0]["serial"] == f"{new.certificate.serial_number:x}"
         for broken in (b"", b"-----BEGIN CERTIFICATE-----\n", demo.server.pem):
             with told(demo, REFUSED["certificate"]):

@@ -1,7 +1,8 @@
-"""Files of keys: taken when their content changed, refused once, and never the end of the service."""
+"""Files of keys: taken when their content changed, refused and told so, and never the end of the service."""
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,6 +99,31 @@ def test_what_can_not_be_used_is_told_once_for_each_change(
     taker.write(b"wrong", b"first")
     taker.look(4)
     assert (taker.taken, levels(told)) == ([b"first"], ["ERROR"] * 4)
+
+
+def test_what_stays_refused_is_told_again_every_five_minutes(
+    taker: Taker, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    taker.files.load()
+    taker.write(b"wrong", b"first")
+    for minutes, lines in ((0, 1), (4, 1), (6, 2), (10, 2), (11, 3)):
+        now = 1000.0 + 60 * minutes
+        taker.look(3)
+        assert levels(told) == ["ERROR"] * lines
+
+
+def test_files_are_refused_until_they_can_be_used_or_are_as_before(taker: Taker) -> None:
+    taker.files.load()
+    assert not taker.files.refused
+    for good in (b"first", b"next"):
+        taker.write(b"wrong", b"first")
+        taker.look()
+        assert taker.files.refused
+        taker.write(good, good)
+        taker.look()
+        assert not taker.files.refused
 
 
 def test_what_nobody_expects_of_a_parser_is_refused_without_its_words(
