@@ -75,10 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = ExitCode.OK
     except tuple(kind for kind, _ in _EXIT_CODES) as error:
         # A database that is away says why on our side alone; a caller would not be told.
-        cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ else ""
-        print(f"jobs-service: {error}{cause}", file=sys.stderr)
+        print(f"jobs-service: {error}{_cause(error)}", file=sys.stderr)
         code = next(number for kind, number in _EXIT_CODES if isinstance(error, kind))
     sys.exit(code)
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what an error comes from, or else its kind; empty where it comes from none."""
+    cause = error.__cause__
+    if cause is None:
+        return ""
+    return f" ({next(iter(str(cause).splitlines()), type(cause).__name__)})"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -273,7 +273,9 @@ def load(environment: Mapping[str, str]) -> Config:
         try:
             values[item.name] = None if text is None else item.metadata["parse"](text)
         except ValueError as error:
-            raise ConfigError(f"{name}={text!r} {error}") from None
+            # A URL may hold a password, one that is spelt wrongly too.
+            shown = "" if "@" in text or "/" in text else f"={text!r}"
+            raise ConfigError(f"{name}{shown} {error}") from None
     config = Config(**values)
     _check_together(config)
     return config
