@@ -18,8 +18,7 @@ def change_briefly(statement: str) -> None:
     """
     for attempt in range(_TRIES):
         try:
-            op.execute("SET lock_timeout = '200ms'")
-            op.execute(statement)
+            _run_within("200ms", statement)
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) != _LOCK_TIMEOUT or attempt == _TRIES - 1:
                 raise
@@ -33,5 +32,17 @@ def build_patiently(statement: str) -> None:
 
     It waits itself for every transaction that is open.
     """
-    op.execute("SET lock_timeout = '5min'")
-    op.execute(statement)
+    _run_within("5min", statement)
+
+
+def _run_within(lock_timeout: str, statement: str) -> None:
+    """Run a statement; the next one, of this migration or another, waits for locks as long as before."""
+    before = op.get_bind().exec_driver_sql("SELECT current_setting('lock_timeout')").scalar_one()
+    op.execute(f"SET lock_timeout = '{lock_timeout}'")
+    try:
+        op.execute(statement)
+    except OperationalError as error:
+        if not error.connection_invalidated:
+            op.execute(f"SET lock_timeout = '{before}'")
+        raise
+    op.execute(f"SET lock_timeout = '{before}'")

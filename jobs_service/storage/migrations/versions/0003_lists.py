@@ -5,6 +5,8 @@ Release 0.1.0 runs on it: it fails no job, and says of each that it cancels who 
 
 from alembic import op
 
+from jobs_service.storage.migrations.locks import build_patiently, change_briefly
+
 revision = "0003"
 down_revision = "0002"
 
@@ -12,32 +14,54 @@ _CONSTRAINTS = {
     "ck_jobs_error_type": "(status = 'FAILED') = (error_type IS NOT NULL)",
     "ck_jobs_cancelled_by_soeid": "(status = 'CANCELLED') = (cancelled_by_soeid IS NOT NULL)",
 }
+# Word for word as Postgres shows them.
 _INDEXES = {
-    "ix_jobs_failed_newest": "(create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE error_type IS NOT NULL",
-    "ix_jobs_cancelled_newest": "(create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE cancelled_by_soeid IS NOT NULL",
+    "ix_jobs_failed_newest": "(create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE (error_type IS NOT NULL)",
+    "ix_jobs_cancelled_newest": "(create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE (cancelled_by_soeid IS NOT NULL)",
     "ix_jobs_owner_newest": "(owner_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, creator_id, run_type)",
     "ix_jobs_dataset_newest": "(dataset_id, create_time DESC, job_id DESC) INCLUDE (owner_id, creator_id, run_type)",
-    "ix_jobs_external_newest": "(external_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE external_id IS NOT NULL",
+    "ix_jobs_external_newest": "(external_id, create_time DESC, job_id DESC) INCLUDE (dataset_id, owner_id, creator_id, run_type) WHERE (external_id IS NOT NULL)",
 }
 
 
 def upgrade() -> None:
     """Build beside the running service: no step holds up a reader or a writer for long.
 
-    Every step may be repeated, for a run that was cut off in the middle.
+    Every step may be repeated, for a run that was cut off in the middle: only what is missing is done.
     """
     with op.get_context().autocommit_block():
         for name, condition in _CONSTRAINTS.items():
-            op.execute(f"ALTER TABLE jobs DROP CONSTRAINT IF EXISTS {name}")
-            # Valid at once for what is written from now on; only then is the rest looked at.
-            op.execute(f"ALTER TABLE jobs ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID")
-            op.execute(f"ALTER TABLE jobs VALIDATE CONSTRAINT {name}")
+            _add_constraint(name, condition)
         for name, definition in _INDEXES.items():
-            # A build that was cut off leaves an index that no query uses and every write pays for.
-            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}_new")
-            op.execute(f"CREATE INDEX CONCURRENTLY {name}_new ON jobs {definition}")
-            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
-            op.execute(f"ALTER INDEX {name}_new RENAME TO {name}")
+            _replace_index(name, definition)
+
+
+def _add_constraint(name: str, condition: str) -> None:
+    found = "SELECT 1 FROM pg_constraint WHERE conrelid = 'jobs'::regclass AND conname = %s"
+    if op.get_bind().exec_driver_sql(found, (name,)).first() is None:
+        # Valid at once for what is written from now on; only then is the rest looked at.
+        change_briefly(f"ALTER TABLE jobs ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID")
+    build_patiently(f"ALTER TABLE jobs VALIDATE CONSTRAINT {name}")
+
+
+def _replace_index(name: str, definition: str) -> None:
+    """Build the index under another name first: until then lists use the one that there is."""
+    ready = _is_ready(name, definition)
+    if ready or not _is_ready(f"{name}_new", definition):
+        # A build that was cut off leaves an index that no query uses and every write pays for.
+        build_patiently(f"DROP INDEX CONCURRENTLY IF EXISTS {name}_new")
+    if not ready:
+        build_patiently(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name}_new ON jobs {definition}")
+        build_patiently(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+        build_patiently(f"ALTER INDEX {name}_new RENAME TO {name}")
+
+
+def _is_ready(name: str, definition: str) -> bool:
+    found = (
+        "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid"
+    )
+    shown = op.get_bind().exec_driver_sql(found, (name,)).scalar()
+    return shown is not None and shown.endswith(f" USING btree {definition}")
 
 
 def downgrade() -> None:
