@@ -31,7 +31,7 @@ async def test_a_list_counts_until_its_thread_has_ended_whether_its_caller_waits
         read_seconds=PATIENCE,
         abort=Mock(),
     )
-    request: Any = "all"
+    request: Any = "all"  # stands for the page too
     leaving = asyncio.create_task(operations.list(request, Call("ListJobs")))
     assert await asyncio.to_thread(began.wait, PATIENCE)
     leaving.cancel()
@@ -41,7 +41,7 @@ async def test_a_list_counts_until_its_thread_has_ended_whether_its_caller_waits
     may_end.set()
     while True:
         try:
-            assert await operations.list(request, Call("ListJobs")) == "all"  # type: ignore[comparison-overlap] # a stand-in
+            assert await operations.list(request, Call("ListJobs")) is request
             break
         except Overloaded:
             await asyncio.sleep(0.01)
