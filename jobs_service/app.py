@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ def serve(config: Config, *, migrate: bool, ready: Callable[[int], None]) -> Non
     # Until the loop takes signals, SIGTERM ends the process through the finally blocks all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.setswitchinterval(_SWITCH_SECONDS)
+    _allow_files()
     metrics = Metrics()
     metrics.add_process()
     with (
@@ -57,6 +59,12 @@ def serve(config: Config, *, migrate: bool, ready: Callable[[int], None]) -> Non
     ):
         metrics.build_is(__version__, storage.schema.found or "")
         asyncio.run(_serve(config, storage, credentials, ready, metrics, tracer))
+
+
+def _allow_files() -> None:
+    # Every connection is a file, and most systems begin with 1024.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

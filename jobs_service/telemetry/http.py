@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import http.client
 import io
 import logging
 import socket
@@ -18,9 +20,12 @@ MAX_CONNECTIONS = 32
 """Each has a thread. One more, and the oldest is cut: a probe always gets in."""
 MAX_SECONDS = 10.0
 """How long a connection may last, however busily it drips."""
+MAX_HEADER_BYTES = 65536
+"""All headers of a request together."""
 _IDLE_SECONDS = 5
 _LIVE_SECONDS = 2.0
 _POLL_SECONDS = 0.25
+_FILES_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +78,22 @@ class _Quiet(ServerHandler):
         return io.StringIO()
 
 
+class _Capped:
+    """Lines of a stream, as long as they are not too many bytes together."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+        self._left = MAX_HEADER_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line, or as much of it. Raises LineTooLong, which the library answers with 431."""
+        line = self._stream.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise http.client.LineTooLong("headers")
+        return line
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _IDLE_SECONDS
     server_version, sys_version = "jobs-service", ""
@@ -89,6 +110,15 @@ class _Handler(WSGIRequestHandler):
             )
             handler.request_handler = self  # type: ignore[attr-defined] # as wsgiref does
             handler.run(self.server.get_app())  # type: ignore[attr-defined]
+
+    def parse_request(self) -> bool:
+        """Read the headers; false where they were refused."""
+        stream = self.rfile
+        self.rfile = cast(io.BufferedIOBase, _Capped(stream))
+        try:
+            return super().parse_request()
+        finally:
+            self.rfile = stream
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
         """Leave out the line that a probe would write every second."""
@@ -118,6 +148,15 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection; without free files it stays, and would be tried again at once for ever."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                time.sleep(_FILES_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a connection's thread, and cut the oldest connection if there are too many."""

@@ -1,14 +1,18 @@
 """Metrics and probes over HTTP: what is answered, and that nobody can keep a probe from its answer."""
 
 import asyncio
+import errno
 import http.client
+import resource
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from jobs_service import app
 from jobs_service.telemetry.http import MAX_CONNECTIONS, MetricsServer, answers, make_app
 from jobs_service.telemetry.metrics import Metrics
 from tests.support.service import wait_until
@@ -23,8 +27,8 @@ class Service:
     live = True
 
     def __init__(self) -> None:
-        app = make_app(Metrics().registry, lambda: self.ready, lambda: self.live)
-        self.server = MetricsServer("127.0.0.1", 0, app)
+        served = make_app(Metrics().registry, lambda: self.ready, lambda: self.live)
+        self.server = MetricsServer("127.0.0.1", 0, served)
         self.server.start()
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
@@ -83,6 +87,7 @@ def test_any_other_method_is_refused(service: Service, path: str, method: str) -
         (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\n\r\n", b"414"),
         (b"GET /ready HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", b"431"),
         (b"GET /ready HTTP/1.1\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", b"431"),
+        (b"GET /ready HTTP/1.1\r\n" + (b"A: " + b"b" * 20_000 + b"\r\n") * 4 + b"\r\n", b"431"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", b"400"),
     ],
 )
@@ -93,6 +98,31 @@ def test_what_is_no_request_is_refused_and_the_next_is_answered(
         connection.sendall(sent)
         assert answer in connection.recv(1000)
     assert service.ask("/ready")[0] == 200
+
+
+def test_without_free_files_it_waits_before_it_tries_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EMFILE, "no files")
+
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(socketserver.TCPServer, "get_request", refuse)
+    with pytest.raises(OSError, match="no files"):
+        service.server._server.get_request()
+    assert waits == [0.1]
+
+
+def test_a_service_may_open_as_many_files_as_it_can_be_allowed() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        app._allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_nothing_of_versions_is_told(service: Service) -> None:
