@@ -15,7 +15,7 @@ from jobs_service.model.caller import Level, Role, normalized_soeid
 from jobs_service.model.errors import DatabaseUnavailable, DatasetNotFound, JobsError, UserNotFound
 from jobs_service.model.job import RunType
 from jobs_service.opening import SchemaUnusable, open_storage
-from jobs_service.storage.driver_errors import PrivilegeMissing, UnusableDatabaseUrl
+from jobs_service.storage.driver_errors import MigrationHeldUp, PrivilegeMissing, UnusableDatabaseUrl
 from jobs_service.storage.embedded import EmbeddedPostgresError
 from jobs_service.storage.schema import MigrationLockTimeout
 from jobs_service.telemetry.logs import configure_logging
@@ -47,6 +47,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (DatabaseUnavailable, ExitCode.DATABASE),
     (SchemaUnusable, ExitCode.SCHEMA),
     (MigrationLockTimeout, ExitCode.SCHEMA),
+    (MigrationHeldUp, ExitCode.SCHEMA),
     (PortTaken, ExitCode.PORT),
     (EmbeddedPostgresError, ExitCode.DATA_FOLDER),
     (UnusableDatabaseUrl, ExitCode.CONFIGURATION),
@@ -59,8 +60,9 @@ _EPILOG = """\
 Settings come from JOBS_ variables of the environment; the README lists them.
 
 Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 bad configuration; 4 database
-unreachable, or not allowed to this user; 5 schema behind, too new, or being migrated; 6 port
-taken; 7 data folder in use or unusable; 8 no such user or data set; 9 not serving."""
+unreachable, or not allowed to this user; 5 schema behind, too new, being migrated, or its
+migration held up; 6 port taken; 7 data folder in use or unusable; 8 no such user or data
+set; 9 not serving."""
 _Command = Callable[[Config, argparse.Namespace], ExitCode]
 
 

@@ -46,7 +46,8 @@ def open_storage(
 
     The embedded Postgres is started for as long as the block lasts, and always brought up to date.
     Where another process has it running: exclusive raises DataFolderInUse, else that one is used.
-    Raises EmbeddedPostgresError, DatabaseUnavailable, SchemaUnusable, MigrationLockTimeout.
+    Raises EmbeddedPostgresError, DatabaseUnavailable, SchemaUnusable, MigrationLockTimeout,
+    MigrationHeldUp.
     """
     with _postgres(config, exclusive) as (url, postgres):
         # Whoever has a direct URL has the other one for a pooler.

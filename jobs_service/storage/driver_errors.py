@@ -36,6 +36,10 @@ class UnexpectedDatabaseError(Exception):
     """A fault of ours that the database found. Holds no value of any row: those are not for logs."""
 
 
+class MigrationHeldUp(Exception):
+    """Other transactions held locks that a migration needs, for too long or in a deadlock."""
+
+
 class PrivilegeMissing(UnexpectedDatabaseError):
     """The database's user may not do this; the README says what it needs."""
 
@@ -79,6 +83,15 @@ def _of_statement(error: DBAPIError) -> Exception:
     return _unexpected(error)
 
 
+def _of_migration(error: DBAPIError) -> Exception:
+    if getattr(error.orig, "sqlstate", None) in {*_RERUN, _LOCK_TIMEOUT}:
+        return MigrationHeldUp(
+            "other transactions held what the migration needs, and it was rolled back as far as it was not"
+            f" committed ({_primary(error)}): run it again"
+        )
+    return _of_statement(error)
+
+
 def _of_begin(error: DBAPIError) -> Exception:
     if getattr(error.orig, "sqlstate", None) == _QUERY_CANCELED:
         # The limit was that of whoever had the server's connection before; ours was not set yet.
@@ -97,11 +110,15 @@ def _of_commit(error: DBAPIError) -> Exception:
 
 
 def _unexpected(error: DBAPIError) -> Exception:
-    # The driver's own text has a DETAIL with the row in it.
-    primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    primary = _primary(error)
     if getattr(error.orig, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE:
         return PrivilegeMissing(f"the database's user lacks a privilege: {primary}")
     return UnexpectedDatabaseError(f"{type(error.orig).__name__}: {primary}")
+
+
+def _primary(error: DBAPIError) -> str | None:
+    # The driver's own text has a DETAIL with the row in it.
+    return getattr(getattr(error.orig, "diag", None), "message_primary", None)
 
 
 def _of_timed_read(error: DBAPIError) -> Exception:
@@ -138,6 +155,11 @@ def in_begin() -> AbstractContextManager[None]:
 def in_statement() -> AbstractContextManager[None]:
     """Errors before COMMIT: a lost connection has rolled back."""
     return _translated(_of_statement)
+
+
+def in_migration() -> AbstractContextManager[None]:
+    """Errors of a migration, which an operator runs again and no caller waits for."""
+    return _translated(_of_migration)
 
 
 def in_commit() -> AbstractContextManager[None]:

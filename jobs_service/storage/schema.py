@@ -23,8 +23,11 @@ _POLL_SECONDS = 0.1
 _SESSION = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    # Who holds the advisory lock is idle while the other connection builds.
+    "idle_session_timeout": "0",
     "lock_timeout": "10s",
 }
+_SINCE_17 = {"transaction_timeout": "0"}
 
 
 class SchemaState(Enum):
@@ -53,7 +56,7 @@ def migrate(engine: Engine, *, wait_seconds: float = 600.0) -> None:
     """Bring the schema to this release's head; safe from any number of replicas at once.
 
     Needs a direct connection (an advisory lock belongs to a session). Raises MigrationLockTimeout,
-    DatabaseUnavailable, and RowLocked where others hold a table for too long.
+    DatabaseUnavailable, and MigrationHeldUp where others hold a table for too long.
     """
     with _session(engine.execution_options(isolation_level="AUTOCOMMIT")) as lock:
         _wait_for_lock(lock, wait_seconds)
@@ -73,8 +76,9 @@ def _session(engine: Engine) -> Iterator[Connection]:
 
     Whoever waits for a table's lock keeps everybody waiting who comes after.
     """
-    with engine.connect() as connection, driver_errors.in_statement():
-        for name, value in _SESSION.items():
+    with engine.connect() as connection, driver_errors.in_migration():
+        version = connection.dialect.server_version_info or ()
+        for name, value in {**_SESSION, **(_SINCE_17 if version >= (17,) else {})}.items():
             connection.execute(text(f"SET {name} = '{value}'"))
         connection.commit()
         yield connection

@@ -8,8 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from jobs_service.model.errors import RowLocked
 from jobs_service.storage import schema
+from jobs_service.storage.driver_errors import MigrationHeldUp
 from tests.support.postgres import open_database
 
 LOCKED = 9
@@ -54,7 +54,7 @@ def main(url: str, folder: Path, oldest: str | None = None) -> int:
     database = open_database(url)
     try:
         schema.migrate(database.engine)
-    except RowLocked:
+    except MigrationHeldUp:
         return LOCKED
     finally:
         database.close()

@@ -73,6 +73,7 @@ REFUSED = (
     Run(f"user add {ALICE} --role user", "empty", ExitCode.SCHEMA, "the schema is empty"),
     Run("serve --migrate", "too new", ExitCode.SCHEMA, "needs release 99.0.0 or newer"),
     Run("migrate", "too new", ExitCode.SCHEMA, "the schema is at 9999"),
+    Run("migrate", "held", ExitCode.SCHEMA, "(canceling statement due to lock timeout): run it again"),
     Run("serve", "external", ExitCode.PORT, "127.0.0.1:{port}", {"JOBS_LISTEN": "127.0.0.1:{port}"}),
     Run("serve", "external", ExitCode.PORT, "127.0.0.1:{port}", {"JOBS_METRICS_LISTEN": "127.0.0.1:{port}"}),
     Run("serve", "running", ExitCode.DATA_FOLDER, "in use by process {pid}", {"JOBS_LISTEN": "127.0.0.1:0"}),
@@ -122,8 +123,17 @@ def newer_schema(url: str, *, oldest_release: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def held(postgres_18: PostgresServer) -> Iterator[str]:
+    """A database in which another transaction is making one of the tables."""
+    url = postgres_18.blank_database()
+    with connect(url) as other, other.transaction(force_rollback=True):
+        other.execute("CREATE TABLE jobs ()")
+        yield url
+
+
+@pytest.fixture(scope="module")
 def places(
-    demo: Demo, postgres_18: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+    demo: Demo, postgres_18: PostgresServer, held: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, str]]:
     """Settings, by the name of what the command finds with them."""
     folder = tmp_path_factory.mktemp("places")
@@ -151,6 +161,7 @@ def places(
             "JOBS_MTLS_LISTEN": "127.0.0.1:0",
         },
         "empty": service_settings(postgres_18.blank_database(), folder),
+        "held": service_settings(held, folder),
         "too new": service_settings(too_new, folder),
         "newer": service_settings(newer, folder),
         "gone": service_settings(GONE, folder),

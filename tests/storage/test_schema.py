@@ -2,20 +2,24 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 
 from jobs_service.model.caller import Level, Role
 from jobs_service.model.job import JobStatus, RunType
 from jobs_service.model.states import EventType
 from jobs_service.storage import schema
 from jobs_service.storage.database import Database
+from jobs_service.storage.driver_errors import MigrationHeldUp
 from jobs_service.storage.schema import MigrationLockTimeout, SchemaState
 from jobs_service.storage.tables import metadata
 from tests.support.postgres import PostgresServer, connect, open_database
+from tests.support.service import wait_until
 
 _CONSTRAINTS = """
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
@@ -25,6 +29,13 @@ _INDEXES = """
 SELECT tablename, indexname, indexdef FROM pg_indexes
  WHERE schemaname = 'public' AND tablename <> 'alembic_version'
 """
+
+_LIMITS = """
+SELECT name FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout',
+    'idle_session_timeout', 'idle_in_transaction_session_timeout')"""
+_WAITING = """
+SELECT pid FROM pg_stat_activity
+ WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE TABLE jobs%' AND datname = current_database()"""
 
 
 @pytest.fixture
@@ -100,6 +111,33 @@ def test_whoever_waits_for_the_lock_holds_no_snapshot(blank: tuple[str, Database
         other.execute("SELECT pg_advisory_unlock_all()")
         waiting.join(30)
         assert not waiting.is_alive()
+
+
+def test_no_limit_of_the_database_ends_a_migration(blank: tuple[str, Database]) -> None:
+    url, database = blank
+    with connect(url) as sql:
+        for (name,) in sql.execute(_LIMITS).fetchall():
+            sql.execute(f"ALTER DATABASE {sql.info.dbname} SET {name} = '1min'".encode())
+    with schema._session(database.engine) as connection:
+        left = connection.execute(text(f"{_LIMITS} AND setting <> '0'")).all()
+    assert left == []
+
+
+def test_a_migration_in_a_deadlock_is_rolled_back_and_may_be_run_again(blank: tuple[str, Database]) -> None:
+    url, database = blank
+    with connect(url) as other, ThreadPoolExecutor(1) as thread:
+        # So that it is the migration that finds the deadlock.
+        other.execute("SET deadlock_timeout = '1min'")
+        with other.transaction(force_rollback=True):
+            other.execute("CREATE TABLE jobs ()")
+            migrating = thread.submit(schema.migrate, database.engine)
+            with connect(url) as sql:
+                wait_until(lambda: sql.execute(_WAITING).fetchone(), 10, "the migration waits")
+            other.execute("CREATE TABLE users ()")
+            error = migrating.exception(30)
+    assert type(error) is MigrationHeldUp
+    assert "(deadlock detected): run it again" in str(error)
+    schema.migrate(database.engine)
 
 
 def test_a_blank_database_is_behind(blank: tuple[str, Database]) -> None:
