@@ -17,6 +17,7 @@ from jobs_service.transport.interceptors.deadlines import Deadlines
 from jobs_service.transport.interceptors.decoding import Decoding
 from jobs_service.transport.interceptors.errors import Errors
 from jobs_service.transport.interceptors.late_headers import LateHeaders
+from jobs_service.transport.interceptors.open_to_all import OpenToAll
 from jobs_service.transport.interceptors.streams import Streams
 from jobs_service.transport.jobs_servicer import JobsServicer
 from jobs_service.transport.operations import Operations
@@ -102,6 +103,7 @@ class Server:
                 Authentication(authenticator),
                 CallerAnswers(untaken),
                 self._streams,
+                OpenToAll(),
                 Decoding(),
             ],
             options=settings.options(),
