@@ -337,7 +337,7 @@ NOW = int(time.time())
         {"aud": "somebody else"},
         {"aud": ["somebody", "else"]},
     ],
-    ids=repr,
+    # Numbered, by pytest: the time in a name would make other tests of them in each process.
 )
 def test_claims_that_are_wrong_are_refused(wrong: dict[str, Any]) -> None:
     payload = {name: value for name, value in claims(**wrong).items() if value is not None}
