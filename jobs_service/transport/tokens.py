@@ -94,14 +94,26 @@ def development_key(folder: Path) -> TokenKey:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         # Linked into its place when complete: two that start at once agree on one key.
-        draft = folder / f"{DEVELOPMENT_KEY_FILE}.{os.getpid()}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        draft = folder / f"{DEVELOPMENT_KEY_FILE}.{secrets.token_hex(8)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(draft)
         draft.unlink()
-    return load_key(path)
+    return parse_key(path, _read_own_file(path))
+
+
+def _read_own_file(path: Path) -> bytes:
+    """Return what is in a file that is ours, and that nobody else can read. Raises UnusableKey."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise UnusableKey(f"{path} must belong to who runs this, with mode 0600: others know the key")
+            return file.read()
+    except OSError as error:
+        raise UnusableKey(f"{path} can't be read: {error.strerror}") from None
 
 
 def make_token(key: TokenKey, soeid: str, *, issuer: str | None = None, audience: str | None = None) -> str:

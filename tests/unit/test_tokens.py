@@ -275,6 +275,30 @@ def test_the_development_key_is_made_once_and_for_its_owner_alone(tmp_path: Path
     assert list(folder.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o640, 0o604])
+def test_a_development_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    development_key(tmp_path)
+    (tmp_path / DEVELOPMENT_KEY_FILE).chmod(mode)
+    with pytest.raises(UnusableKey, match="mode 0600"):
+        development_key(tmp_path)
+
+
+def test_a_development_key_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    development_key(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(UnusableKey, match="belong"):
+        development_key(tmp_path)
+
+
+def test_a_development_key_behind_a_link_is_refused(tmp_path: Path) -> None:
+    development_key(tmp_path / "elsewhere")
+    (tmp_path / DEVELOPMENT_KEY_FILE).symlink_to(tmp_path / "elsewhere" / DEVELOPMENT_KEY_FILE)
+    with pytest.raises(UnusableKey, match="can't be read"):
+        development_key(tmp_path)
+
+
 def test_development_keys_differ(tmp_path: Path) -> None:
     assert development_key(tmp_path / "a") != development_key(tmp_path / "b")
 
