@@ -87,11 +87,6 @@ class Admission(grpc.aio.ServerInterceptor):
         self._request_bytes = 0
         self._methods: dict[str, _Method] = {}
 
-    @property
-    def in_progress(self) -> int:
-        """Return how many calls were admitted and have not ended."""
-        return len(self._admitted)
-
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
