@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
+
+from jobs_service.model.retry import DEFAULT_MAX_ATTEMPTS, RetryPolicy
+
+MAX_SHOWN_ATTEMPTS = 50
 
 JsonObject = dict[str, Any]
 """A JSON object as Python values: dict, list, str, int, float, bool, None."""
@@ -30,6 +34,17 @@ class RunType(StrEnum):
     SQL_TRANSFORM = "SQL_TRANSFORM"
 
 
+class AttemptOutcome(StrEnum):
+    """How a claim ended. FAILED, LEASE_EXPIRED and RUN_TIMED_OUT cost an attempt, RELEASED none."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    RELEASED = "RELEASED"
+    LEASE_EXPIRED = "LEASE_EXPIRED"
+    RUN_TIMED_OUT = "RUN_TIMED_OUT"
+    CANCELLED = "CANCELLED"
+
+
 class JobView(StrEnum):
     """How much of a job is read: BASIC leaves run_parameters and output_summary in the database.
 
@@ -49,6 +64,8 @@ class NewJob:
     run_parameters: integral numbers are ints, at most 256 KiB as compact JSON.
     payload_bytes: the size of run_parameters as JSON with all digits of its numbers.
     request_hash: 32 bytes, over the fields that are set; see core.validation.
+    run_timeout, retry_policy: None means the default of model.retry.
+    depends_on: ids of other jobs, each once. keep_waiting: for one that failed too.
     """
 
     dataset_id: int
@@ -62,6 +79,12 @@ class NewJob:
     priority: int = 0
     request_id: UUID | None = None
     validate_only: bool = False
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    start_delay: timedelta = timedelta(0)
+    run_timeout: timedelta | None = None
+    retry_policy: RetryPolicy | None = None
+    depends_on: tuple[UUID, ...] = ()
+    keep_waiting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +97,18 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A claim of a job. end_time, outcome: None while it runs. error: only where it failed."""
+
+    number: int
+    worker_id: str
+    start_time: datetime
+    end_time: datetime | None = None
+    outcome: AttemptOutcome | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as stored. All times are the database's clock, in UTC.
 
@@ -81,6 +116,9 @@ class Job:
     creator_soeid is None unless another than the owner made the job.
     progress: {percent, message, details} as JSON, None before the first report.
     run_parameters, output_summary: None when the view left them out.
+    waiting_on: the dependencies that are not COMPLETED; only of a job that is PENDING.
+    attempts: the newest MAX_SHOWN_ATTEMPTS claims, oldest first, the running one last; only in view FULL,
+    as worker_id and lease_expire_time, which only a RUNNING job has.
     payload_bytes: both of them together as JSON with all digits of their numbers.
     """
 
@@ -113,3 +151,7 @@ class Job:
     output_commit_id: str | None = None
     run_parameters: JsonObject | None = None
     output_summary: JsonObject | None = None
+    waiting_on: tuple[UUID, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    worker_id: str | None = None
+    lease_expire_time: datetime | None = None

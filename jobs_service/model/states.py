@@ -29,4 +29,13 @@ class EventType(StrEnum):
     """What happened to a job, as its history names it."""
 
     CREATED = "CREATED"
+    CLAIMED = "CLAIMED"
+    COMPLETED = "COMPLETED"
+    ATTEMPT_FAILED = "ATTEMPT_FAILED"
+    """The job is PENDING again."""
+    FAILED = "FAILED"
+    RELEASED = "RELEASED"
+    LEASE_EXPIRED = "LEASE_EXPIRED"
+    RUN_TIMED_OUT = "RUN_TIMED_OUT"
     CANCELLED = "CANCELLED"
+    RETRIED = "RETRIED"

@@ -10,10 +10,12 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     Table,
@@ -24,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import UserDefinedType
 
+from jobs_service.model.access import AccessEventType
 from jobs_service.model.caller import Level
 from jobs_service.model.job import JobStatus, RunType
 from jobs_service.model.states import TERMINAL, EventType
@@ -54,7 +57,8 @@ def words(column: str, allowed: Iterable[StrEnum | str]) -> str:
     return f"{column} IN ({', '.join(repr(str(word)) for word in sorted(allowed))})"
 
 
-def _moment(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
+def moment(name: str, *, nullable: bool = False, default: bool = False) -> Column[object]:
+    """Return a column for a time of the database's clock."""
     return Column(
         name,
         DateTime(timezone=True),
@@ -146,11 +150,11 @@ jobs = Table(
     ),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer, nullable=False, server_default=text("1")),
-    _moment("create_time", default=True),
-    _moment("available_time", default=True),
-    _moment("start_time", nullable=True),
-    _moment("update_time", default=True),
-    _moment("end_time", nullable=True),
+    moment("create_time", default=True),
+    moment("available_time", default=True),
+    moment("start_time", nullable=True),
+    moment("update_time", default=True),
+    moment("end_time", nullable=True),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("progress", JSONB(none_as_null=True)),
     Column("error_type", Text),
@@ -167,6 +171,24 @@ jobs = Table(
     Column("output_summary", JSONB(none_as_null=True)),
     # The W3C trace context that the job was created in, for the spans of its workers.
     Column("traceparent", Text),
+    # The place between the data sets, kept over retries. Unset: release 0.1.0 has made the job, which knows
+    # no queue; see upkeep/adopt_jobs.py.
+    Column("turn", BigInteger),
+    # How often a worker has claimed the job; attempt counts those that were spent.
+    Column("claims", Integer, nullable=False, server_default=text("0")),
+    # Of the claim that has the job; see job_leases.
+    Column("lease_token", Uuid),
+    # What max_attempts was at first, and grows by with each RetryJob.
+    Column("attempt_budget", Integer, nullable=False, server_default=text("1")),
+    # Releases since the last attempt that was spent.
+    Column("releases", Integer, nullable=False, server_default=text("0")),
+    # Unset: the default of model/retry.py.
+    Column("run_timeout", Interval),
+    Column("retry_initial", Interval),
+    Column("retry_max", Interval),
+    Column("retry_multiplier", Double),
+    Column("dependencies", Integer, nullable=False, server_default=text("0")),
+    Column("keep_waiting", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint(f"({words('status', TERMINAL)}) = (end_time IS NOT NULL)", name="end_time"),
     CheckConstraint("(request_id IS NULL) = (request_hash IS NULL)", name="request_hash"),
     # The indexes on the failed and on the cancelled know them by these columns.
@@ -205,6 +227,12 @@ Index(
     postgresql_where=text("external_id IS NOT NULL"),
 )
 Index("ix_jobs_active_newest", *_newest_first, postgresql_where=text("end_time IS NULL"))
+Index("ix_jobs_ended", jobs.c.end_time, postgresql_where=text("end_time IS NOT NULL"))
+Index(
+    "ix_jobs_without_turn",
+    jobs.c.create_time,
+    postgresql_where=text("turn IS NULL AND end_time IS NULL"),
+)
 Index(
     "ix_jobs_failed_newest",
     *_newest_first,
@@ -226,6 +254,33 @@ Index(
     postgresql_where=text("request_id IS NOT NULL"),
 )
 
+deleted_datasets = Table(
+    "deleted_datasets",
+    metadata,
+    Column("dataset_id", BigInteger, primary_key=True, autoincrement=False),
+    moment("delete_time", default=True),
+    Column("actor_id", BigInteger, nullable=False),
+    Column("actor_soeid", Text, nullable=False),
+)
+"""Data sets that are gone and whose jobs are still to be cancelled; see upkeep/cancel_orphans.py."""
+
+access_events = Table(
+    "access_events",
+    metadata,
+    Column("event_id", BigInteger, Identity(), primary_key=True),
+    Column("type", Text, CheckConstraint(words("type", AccessEventType), name="type"), nullable=False),
+    # Unset: the command line, which knows no SOEID.
+    Column("actor_id", BigInteger),
+    Column("actor_soeid", Text),
+    Column("user_id", BigInteger),
+    Column("user_soeid", Text),
+    Column("dataset_id", BigInteger),
+    # The role, name, level, run type or limit that was set.
+    Column("value", Text),
+    moment("time", default=True),
+)
+"""What was changed in users, data sets and permissions, and by whom."""
+
 job_events = Table(
     "job_events",
     metadata,
@@ -244,7 +299,7 @@ job_events = Table(
         CheckConstraint(words("status_after", JobStatus), name="status_after"),
         nullable=False,
     ),
-    _moment("time"),
+    moment("time"),
     # A reader in commit order needs it: a later event_id may be committed first.
     Column("transaction_id", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     # The job's. Unset in what release 0.1.0 has written, and writes beside newer ones.

@@ -16,8 +16,8 @@ from jobs_service.model.states import EventType
 from jobs_service.storage import schema
 from jobs_service.storage.database import Database
 from jobs_service.storage.driver_errors import MigrationHeldUp
+from jobs_service.storage.queue_tables import metadata
 from jobs_service.storage.schema import MigrationLockTimeout, SchemaState
-from jobs_service.storage.tables import metadata
 from tests.support.postgres import PostgresServer, connect, open_database
 from tests.support.service import wait_until
 
