@@ -35,6 +35,15 @@ def build_patiently(statement: str) -> None:
     _run_within("5min", statement)
 
 
+def index_is_ready(name: str, definition: str) -> bool:
+    """Whether there is this index, whole; the definition word for word as Postgres shows it, from "(" on."""
+    found = (
+        "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid"
+    )
+    shown = op.get_bind().exec_driver_sql(found, (name,)).scalar()
+    return shown is not None and shown.endswith(f" USING btree {definition}")
+
+
 def _run_within(lock_timeout: str, statement: str) -> None:
     """Run a statement; the next one, of this migration or another, waits for locks as long as before."""
     before = op.get_bind().exec_driver_sql("SELECT current_setting('lock_timeout')").scalar_one()

@@ -5,7 +5,7 @@ Release 0.1.0 runs on it: it fails no job, and says of each that it cancels who 
 
 from alembic import op
 
-from jobs_service.storage.migrations.locks import build_patiently, change_briefly
+from jobs_service.storage.migrations.locks import build_patiently, change_briefly, index_is_ready
 
 revision = "0003"
 down_revision = "0002"
@@ -46,22 +46,14 @@ def _add_constraint(name: str, condition: str) -> None:
 
 def _replace_index(name: str, definition: str) -> None:
     """Build the index under another name first: until then lists use the one that there is."""
-    ready = _is_ready(name, definition)
-    if ready or not _is_ready(f"{name}_new", definition):
+    ready = index_is_ready(name, definition)
+    if ready or not index_is_ready(f"{name}_new", definition):
         # A build that was cut off leaves an index that no query uses and every write pays for.
         build_patiently(f"DROP INDEX CONCURRENTLY IF EXISTS {name}_new")
     if not ready:
         build_patiently(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name}_new ON jobs {definition}")
         build_patiently(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         build_patiently(f"ALTER INDEX {name}_new RENAME TO {name}")
-
-
-def _is_ready(name: str, definition: str) -> bool:
-    found = (
-        "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid"
-    )
-    shown = op.get_bind().exec_driver_sql(found, (name,)).scalar()
-    return shown is not None and shown.endswith(f" USING btree {definition}")
 
 
 def downgrade() -> None:

@@ -6,7 +6,7 @@ it cancels it leaves rows of the queue and of leases behind, which claims, heart
 
 from alembic import op
 
-from jobs_service.storage.migrations.locks import build_patiently, change_briefly
+from jobs_service.storage.migrations.locks import build_patiently, change_briefly, index_is_ready
 
 revision = "0004"
 down_revision = "0003"
@@ -24,9 +24,10 @@ _COLUMNS = (
     "dependencies INTEGER DEFAULT 0 NOT NULL",
     "keep_waiting BOOLEAN DEFAULT false NOT NULL",
 )
+# Word for word as Postgres shows them.
 _INDEXES = {
-    "ix_jobs_ended": "(end_time) WHERE end_time IS NOT NULL",
-    "ix_jobs_without_turn": "(create_time) WHERE turn IS NULL AND end_time IS NULL",
+    "ix_jobs_ended": "(end_time) WHERE (end_time IS NOT NULL)",
+    "ix_jobs_without_turn": "(create_time) WHERE ((turn IS NULL) AND (end_time IS NULL))",
 }
 _EVENT_TYPES = (
     "type IN ('ATTEMPT_FAILED', 'CANCELLED', 'CLAIMED', 'COMPLETED', 'CREATED', 'FAILED', 'LEASE_EXPIRED',"
@@ -158,6 +159,8 @@ def upgrade() -> None:
         change_briefly("ALTER TABLE jobs SET (fillfactor = 85)")
         _allow_event_types()
         for name, definition in _INDEXES.items():
+            if index_is_ready(name, definition):
+                continue
             # What an attempt left that was ended: an index that is written to and not used.
             build_patiently(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
             build_patiently(f"CREATE INDEX CONCURRENTLY {name} ON jobs {definition}")
