@@ -13,6 +13,7 @@ from uuid import UUID
 from jobs_service.core import permissions
 from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.permissions import Action
+from jobs_service.core.signals import Signals
 from jobs_service.model.errors import JobNotCancellable, JobNotFound, JobsError, RowLocked, UserNotFound
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import (
@@ -42,8 +43,9 @@ class JobService:
     beside what its own docstring says.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, signals: Signals | None = None) -> None:
         self._database = database
+        self._signals = signals or Signals()
 
     def create_jobs(self, requests: Sequence[CreateRequest]) -> list[CreateResult | JobsError]:
         """Create the jobs asked for, or find those that the same requests have made before.

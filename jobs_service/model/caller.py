@@ -65,6 +65,10 @@ class Caller:
         return self.soeid if self.on_behalf_of is None else self.on_behalf_of.soeid
 
 
+SYSTEM = Caller(soeid="", user_id=0)
+"""The service itself, in the history of what it does on its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What the database says of a caller at this moment. None: no such user; no permission.

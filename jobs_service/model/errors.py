@@ -4,11 +4,15 @@
     ├── CredentialsMissing, CredentialsInvalid, CallerUnknown      who calls is not known
     ├── DatasetPermissionDenied, JobPermissionDenied, RoleRequired  known, but may not
     ├── JobNotFound, DatasetNotFound, UserNotFound                  not there, or not visible
+    ├── DependencyNotFound                                          the same of a job to wait for
     ├── InvalidRequest                                              the message alone shows it
     │   ├── InvalidPageToken
     │   └── PayloadTooLarge
     ├── RequestIdConflict                                           the id is taken by another request
-    ├── JobNotCancellable                                           the state forbids it
+    ├── JobNotCancellable, JobNotRetryable                          the state forbids it
+    ├── DependencyNotSatisfiable                                    what it waits for will never come
+    ├── LeaseLost                                                   the job is another's by now, or nobody's
+    ├── TooManyWaiters                                              too many wait for something to happen
     ├── Overloaded                                                  too much at once
     ├── ShuttingDown                                                this replica is going away
     ├── RowLocked                                                   another transaction holds the row
@@ -82,18 +86,24 @@ class JobPermissionDenied(JobsError):
 
 
 class RoleRequired(JobsError):
-    """Only on-behalf calls are refused so. Metadata: required_role (of the sender, or of the target)."""
+    """Metadata: required_role (of the caller, or of whom it calls for), run_type (if not granted)."""
 
-    sentence = (
-        "A service or admin may call on behalf of a user, nobody else and for nobody else:"
-        " the role '{required_role}' is missing."
-    )
+    def __init__(self, *, required_role: str, run_type: str | None = None) -> None:
+        super().__init__(required_role=required_role, run_type=run_type)
+        granted = "" if run_type is None else f", with the run type {run_type} granted"
+        self.args = (f"This needs the role '{required_role}'{granted}.",)
 
 
 class JobNotFound(JobsError):
     """Not there, or not visible: the caller can't tell which. Metadata: job_id."""
 
     sentence = "There is no job {job_id}, or it is not visible to the caller."
+
+
+class DependencyNotFound(JobsError):
+    """Not there, or not visible: the caller can't tell which. Metadata: job_id (of the dependency)."""
+
+    sentence = "There is no job {job_id} to wait for, or it is not visible to the caller."
 
 
 class DatasetNotFound(JobsError):
@@ -147,6 +157,30 @@ class JobNotCancellable(JobsError):
     """Metadata: job_id, status, cancelled_by (only for CANCELLED)."""
 
     sentence = "Job {job_id} is {status} and can't be cancelled."
+
+
+class JobNotRetryable(JobsError):
+    """Metadata: job_id, status."""
+
+    sentence = "Job {job_id} is {status} and can't be tried again."
+
+
+class DependencyNotSatisfiable(JobsError):
+    """Metadata: job_id (of the dependency), status."""
+
+    sentence = "Job {job_id}, which was to be waited for, is {status}."
+
+
+class LeaseLost(JobsError):
+    """Nothing was written. Metadata: job_id, status, attempt."""
+
+    sentence = "The lease of job {job_id} is lost: the job is {status} in attempt {attempt}."
+
+
+class TooManyWaiters(JobsError):
+    """Metadata: limit (calls)."""
+
+    sentence = "Already {limit} calls wait here. Try again shortly."
 
 
 class Overloaded(JobsError):

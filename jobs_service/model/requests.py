@@ -44,6 +44,14 @@ class CancelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryRequest:
+    """Make this job, FAILED or CANCELLED, PENDING again."""
+
+    caller: Caller
+    job_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class Cursor:
     """A place in the list order: the job that was shown last."""
 

@@ -16,10 +16,12 @@ from jobs_service.model.states import EventType
 from jobs_service.storage import schema
 from jobs_service.storage.database import Database
 from jobs_service.storage.driver_errors import MigrationHeldUp
-from jobs_service.storage.queue_tables import metadata
+from jobs_service.storage.queue_tables import job_queue
 from jobs_service.storage.schema import MigrationLockTimeout, SchemaState
 from tests.support.postgres import PostgresServer, connect, open_database
 from tests.support.service import wait_until
+
+metadata = job_queue.metadata
 
 _CONSTRAINTS = """
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
