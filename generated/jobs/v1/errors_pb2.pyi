@@ -15,16 +15,19 @@ sees the call (a message that is too large, an unknown method, a deadline that p
 has no details.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -59,9 +62,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: PERMISSION_DENIED. Metadata: job_id, required_permission (on the job's data set).
     """
     ERROR_REASON_ROLE_REQUIRED: _ErrorReason.ValueType  # 12
-    """Says that the call needs another role: only a service or an admin may act on behalf of a user, and only on
-    behalf of a user of role "user".
-    Code: PERMISSION_DENIED. Metadata: required_role.
+    """Says that the call needs another role: workers have the role "service", and the run type granted; only an admin
+    keeps users and permissions; only a service or an admin may act on behalf of a user, and only on behalf of a user
+    of role "user".
+    Code: PERMISSION_DENIED. Metadata: required_role, run_type (if that one is not granted).
     """
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 20
     """Says that the job does not exist, or that the caller may not see it; the two are answered alike.
@@ -100,7 +104,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: FAILED_PRECONDITION. Metadata: job_id, status, cancelled_by (SOEID; only if CANCELLED).
     """
     ERROR_REASON_JOB_NOT_RETRYABLE: _ErrorReason.ValueType  # 51
-    """Says that the job is neither FAILED nor CANCELLED and so cannot be retried.
+    """Says that the job is neither FAILED nor CANCELLED, or that its data set is gone, and so cannot be retried.
     Code: FAILED_PRECONDITION. Metadata: job_id, status.
     """
     ERROR_REASON_DEPENDENCY_NOT_SATISFIABLE: _ErrorReason.ValueType  # 52
@@ -173,9 +177,10 @@ ERROR_REASON_JOB_PERMISSION_DENIED: ErrorReason.ValueType  # 11
 Code: PERMISSION_DENIED. Metadata: job_id, required_permission (on the job's data set).
 """
 ERROR_REASON_ROLE_REQUIRED: ErrorReason.ValueType  # 12
-"""Says that the call needs another role: only a service or an admin may act on behalf of a user, and only on
-behalf of a user of role "user".
-Code: PERMISSION_DENIED. Metadata: required_role.
+"""Says that the call needs another role: workers have the role "service", and the run type granted; only an admin
+keeps users and permissions; only a service or an admin may act on behalf of a user, and only on behalf of a user
+of role "user".
+Code: PERMISSION_DENIED. Metadata: required_role, run_type (if that one is not granted).
 """
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 20
 """Says that the job does not exist, or that the caller may not see it; the two are answered alike.
@@ -214,7 +219,7 @@ ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 50
 Code: FAILED_PRECONDITION. Metadata: job_id, status, cancelled_by (SOEID; only if CANCELLED).
 """
 ERROR_REASON_JOB_NOT_RETRYABLE: ErrorReason.ValueType  # 51
-"""Says that the job is neither FAILED nor CANCELLED and so cannot be retried.
+"""Says that the job is neither FAILED nor CANCELLED, or that its data set is gone, and so cannot be retried.
 Code: FAILED_PRECONDITION. Metadata: job_id, status.
 """
 ERROR_REASON_DEPENDENCY_NOT_SATISFIABLE: ErrorReason.ValueType  # 52
@@ -256,3 +261,59 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 100
 Code: INTERNAL. Metadata: correlation_id (the service's log has it too).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
+
+@_typing.final
+class ItemError(_message.Message):
+    """Describes why one item of a call about many was refused; the call itself succeeded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """Output only. The gRPC code that a call about this item alone would have, such as 5 for NOT_FOUND."""
+    reason: Global___ErrorReason.ValueType
+    """Output only. Why, for programs."""
+    message: _builtins.str
+    """Output only. Why, for people."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Output only. What ErrorInfo.metadata would hold."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        reason: Global___ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemError: _TypeAlias = ItemError  # noqa: Y015

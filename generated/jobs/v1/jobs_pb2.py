@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from jobs.v1 import errors_pb2 as jobs_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12jobs/v1/jobs.proto\x12\x07jobs.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x07\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x08run_type\x18\x02 \x01(\x0e\x32\x10.jobs.v1.RunType\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.jobs.v1.JobStatus\x12\x12\n\ndataset_id\x18\x04 \x01(\x03\x12\x14\n\x0c\x64\x61taset_name\x18\x05 \x01(\t\x12\x14\n\x07user_id\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nuser_soeid\x18\x07 \x01(\t\x12\x15\n\rcreator_soeid\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\x05\x12\x14\n\x0cmax_attempts\x18\r \x01(\x05\x12&\n\x08progress\x18\x0e \x01(\x0b\x32\x14.jobs.v1.JobProgress\x12\x15\n\rerror_message\x18\x0f \x01(\t\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x61vailable_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63\x61ncelled_by_soeid\x18\x15 \x01(\t\x12\x15\n\rcancel_reason\x18\x16 \x01(\t\x12\x1a\n\x12waiting_on_job_ids\x18\x17 \x03(\t\x12\x0f\n\x07version\x18\x18 \x01(\x03\x12\x18\n\x10source_commit_id\x18\x1e \x01(\t\x12\x18\n\x10output_commit_id\x18\x1f \x01(\t\x12/\n\x0erun_parameters\x18  \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0eoutput_summary\x18! \x01(\x0b\x32\x17.google.protobuf.Struct\x12 \n\x05\x65rror\x18\" \x01(\x0b\x32\x11.jobs.v1.JobErrorB\n\n\x08_user_id\"Y\n\x0bJobProgress\x12\x0f\n\x07percent\x18\x01 \x01(\x01\x12\x0f\n\x07message\x18\x02 \x01(\t\x12(\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"<\n\x08JobError\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\xfc\x01\n\x10\x43reateJobRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\x03\x12\"\n\x08run_type\x18\x02 \x01(\x0e\x32\x10.jobs.v1.RunType\x12\x18\n\x10source_commit_id\x18\x03 \x01(\t\x12/\n\x0erun_parameters\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\nrequest_id\x18\x0e \x01(\t\x12\x15\n\rvalidate_only\x18\x0f \x01(\x08\"@\n\x11\x43reateJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\xc3\x02\n\tJobFilter\x12\x11\n\x07user_id\x18\x01 \x01(\x03H\x00\x12\x14\n\nuser_soeid\x18\x02 \x01(\tH\x00\x12\x17\n\ndataset_id\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12$\n\x08statuses\x18\x04 \x03(\x0e\x32\x12.jobs.v1.JobStatus\x12#\n\trun_types\x18\x05 \x03(\x0e\x32\x10.jobs.v1.RunType\x12\x18\n\x0b\x65xternal_id\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x34\n\x10\x63reate_time_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reate_time_to\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04userB\r\n\x0b_dataset_idB\x0e\n\x0c_external_id\"\xa6\x01\n\x0fListJobsRequest\x12\"\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x12.jobs.v1.JobFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04skip\x18\x04 \x01(\x05\x12\x1a\n\x12include_total_size\x18\x05 \x01(\x08\x12\x1e\n\x04view\x18\x06 \x01(\x0e\x32\x10.jobs.v1.JobView\"\x8a\x01\n\x10ListJobsResponse\x12\x1a\n\x04jobs\x18\x01 \x03(\x0b\x32\x0c.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\ntotal_size\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x11total_size_capped\x18\x04 \x01(\x08\x42\r\n\x0b_total_size\"?\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1e\n\x04view\x18\x02 \x01(\x0e\x32\x10.jobs.v1.JobView\"+\n\x0eGetJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\"%\n\x13GetJobStatusRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xf0\x02\n\x14GetJobStatusResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x08run_type\x18\x02 \x01(\x0e\x32\x10.jobs.v1.RunType\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.jobs.v1.JobStatus\x12\x12\n\ndataset_id\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x07 \x01(\t\x12/\n\x0eoutput_summary\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x08progress\x18\t \x01(\x0b\x32\x14.jobs.v1.JobProgress\x12\x0f\n\x07version\x18\n \x01(\x03\x12\x0c\n\x04\x64one\x18\x0b \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\".\n\x11\x43\x61ncelJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job*\xa2\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_STATUS_PENDING\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x18\n\x14JOB_STATUS_COMPLETED\x10\x03\x12\x15\n\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n\x14JOB_STATUS_CANCELLED\x10\x05*\x85\x01\n\x07RunType\x12\x18\n\x14RUN_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_TYPE_IMPORT\x10\x01\x12\x15\n\x11RUN_TYPE_SAMPLING\x10\x02\x12\x18\n\x14RUN_TYPE_EXPLORATION\x10\x03\x12\x1a\n\x16RUN_TYPE_SQL_TRANSFORM\x10\x04*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02\x32\xde\x02\n\x0bJobsService\x12\x42\n\tCreateJob\x12\x19.jobs.v1.CreateJobRequest\x1a\x1a.jobs.v1.CreateJobResponse\x12?\n\x08ListJobs\x12\x18.jobs.v1.ListJobsRequest\x1a\x19.jobs.v1.ListJobsResponse\x12\x39\n\x06GetJob\x12\x16.jobs.v1.GetJobRequest\x1a\x17.jobs.v1.GetJobResponse\x12K\n\x0cGetJobStatus\x12\x1c.jobs.v1.GetJobStatusRequest\x1a\x1d.jobs.v1.GetJobStatusResponse\x12\x42\n\tCancelJob\x12\x19.jobs.v1.CancelJobRequest\x1a\x1a.jobs.v1.CancelJobResponseB\x12P\x01Z\x0ejobs/v1;jobsv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12jobs/v1/jobs.proto\x12\x07jobs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14jobs/v1/errors.proto\"\xf3\x07\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x08run_type\x18\x02 \x01(\x0e\x32\x10.jobs.v1.RunType\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.jobs.v1.JobStatus\x12\x12\n\ndataset_id\x18\x04 \x01(\x03\x12\x14\n\x0c\x64\x61taset_name\x18\x05 \x01(\t\x12\x14\n\x07user_id\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nuser_soeid\x18\x07 \x01(\t\x12\x15\n\rcreator_soeid\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\x05\x12\x14\n\x0cmax_attempts\x18\r \x01(\x05\x12&\n\x08progress\x18\x0e \x01(\x0b\x32\x14.jobs.v1.JobProgress\x12\x15\n\rerror_message\x18\x0f \x01(\t\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x61vailable_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63\x61ncelled_by_soeid\x18\x15 \x01(\t\x12\x15\n\rcancel_reason\x18\x16 \x01(\t\x12\x1a\n\x12waiting_on_job_ids\x18\x17 \x03(\t\x12\x0f\n\x07version\x18\x18 \x01(\x03\x12\x18\n\x10source_commit_id\x18\x1e \x01(\t\x12\x18\n\x10output_commit_id\x18\x1f \x01(\t\x12/\n\x0erun_parameters\x18  \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0eoutput_summary\x18! \x01(\x0b\x32\x17.google.protobuf.Struct\x12 \n\x05\x65rror\x18\" \x01(\x0b\x32\x11.jobs.v1.JobError\x12%\n\x08\x61ttempts\x18# \x03(\x0b\x32\x13.jobs.v1.JobAttempt\x12\x11\n\tworker_id\x18$ \x01(\t\x12\x35\n\x11lease_expire_time\x18% \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_user_id\"\xd9\x01\n\nJobAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07outcome\x18\x05 \x01(\x0e\x32\x17.jobs.v1.AttemptOutcome\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.jobs.v1.JobError\"Y\n\x0bJobProgress\x12\x0f\n\x07percent\x18\x01 \x01(\x01\x12\x0f\n\x07message\x18\x02 \x01(\t\x12(\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"<\n\x08JobError\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\xa9\x04\n\x10\x43reateJobRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\x03\x12\"\n\x08run_type\x18\x02 \x01(\x0e\x32\x10.jobs.v1.RunType\x12\x18\n\x10source_commit_id\x18\x03 \x01(\t\x12/\n\x0erun_parameters\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x19\n\x0cmax_attempts\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12.\n\x0bstart_delay\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0brun_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0cretry_policy\x18\x0b \x01(\x0b\x32\x14.jobs.v1.RetryPolicy\x12\x1a\n\x12\x64\x65pends_on_job_ids\x18\x0c \x03(\t\x12;\n\x15on_dependency_failure\x18\r \x01(\x0e\x32\x1c.jobs.v1.OnDependencyFailure\x12\x12\n\nrequest_id\x18\x0e \x01(\t\x12\x15\n\rvalidate_only\x18\x0f \x01(\x08\x12\x1a\n\x12\x64\x65pends_on_indexes\x18\x10 \x03(\x05\x42\x0f\n\r_max_attempts\"\xa9\x01\n\x0bRetryPolicy\x12\x32\n\x0finitial_backoff\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_backoff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x12\x62\x61\x63koff_multiplier\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x15\n\x13_backoff_multiplier\"@\n\x11\x43reateJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\xc3\x02\n\tJobFilter\x12\x11\n\x07user_id\x18\x01 \x01(\x03H\x00\x12\x14\n\nuser_soeid\x18\x02 \x01(\tH\x00\x12\x17\n\ndataset_id\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12$\n\x08statuses\x18\x04 \x03(\x0e\x32\x12.jobs.v1.JobStatus\x12#\n\trun_types\x18\x05 \x03(\x0e\x32\x10.jobs.v1.RunType\x12\x18\n\x0b\x65xternal_id\x18\x06 \x01(\tH\x02\x88\x01\x01\x12\x34\n\x10\x63reate_time_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reate_time_to\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04userB\r\n\x0b_dataset_idB\x0e\n\x0c_external_id\"\xa6\x01\n\x0fListJobsRequest\x12\"\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x12.jobs.v1.JobFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04skip\x18\x04 \x01(\x05\x12\x1a\n\x12include_total_size\x18\x05 \x01(\x08\x12\x1e\n\x04view\x18\x06 \x01(\x0e\x32\x10.jobs.v1.JobView\"\x8a\x01\n\x10ListJobsResponse\x12\x1a\n\x04jobs\x18\x01 \x03(\x0b\x32\x0c.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\ntotal_size\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x11total_size_capped\x18\x04 \x01(\x08\x42\r\n\x0b_total_size\"?\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1e\n\x04view\x18\x02 \x01(\x0e\x32\x10.jobs.v1.JobView\"+\n\x0eGetJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\"%\n\x13GetJobStatusRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xf0\x02\n\x14GetJobStatusResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x08run_type\x18\x02 \x01(\x0e\x32\x10.jobs.v1.RunType\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.jobs.v1.JobStatus\x12\x12\n\ndataset_id\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x07 \x01(\t\x12/\n\x0eoutput_summary\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x08progress\x18\t \x01(\x0b\x32\x14.jobs.v1.JobProgress\x12\x0f\n\x07version\x18\n \x01(\x03\x12\x0c\n\x04\x64one\x18\x0b \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\".\n\x11\x43\x61ncelJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\"!\n\x0fRetryJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\x10RetryJobResponse\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\"E\n\x16\x42\x61tchCreateJobsRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.jobs.v1.CreateJobRequest\"J\n\x17\x42\x61tchCreateJobsResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.jobs.v1.BatchCreateJobsResult\"D\n\x15\x42\x61tchCreateJobsResult\x12\x19\n\x03job\x18\x01 \x01(\x0b\x32\x0c.jobs.v1.Job\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"F\n\x13\x42\x61tchGetJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\x1e\n\x04view\x18\x02 \x01(\x0e\x32\x10.jobs.v1.JobView\"M\n\x14\x42\x61tchGetJobsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.jobs.v1.JobResult\x12\x10\n\x08not_read\x18\x02 \x01(\x05\"]\n\x16\x42\x61tchCancelJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.jobs.v1.JobFilter\x12\x0e\n\x06reason\x18\x03 \x01(\t\"L\n\x17\x42\x61tchCancelJobsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.jobs.v1.JobResult\x12\x0c\n\x04more\x18\x02 \x01(\x08\"g\n\tJobResult\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1b\n\x03job\x18\x02 \x01(\x0b\x32\x0c.jobs.v1.JobH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.jobs.v1.ItemErrorH\x00\x42\x08\n\x06result*\xa2\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_STATUS_PENDING\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x18\n\x14JOB_STATUS_COMPLETED\x10\x03\x12\x15\n\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n\x14JOB_STATUS_CANCELLED\x10\x05*\x85\x01\n\x07RunType\x12\x18\n\x14RUN_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_TYPE_IMPORT\x10\x01\x12\x15\n\x11RUN_TYPE_SAMPLING\x10\x02\x12\x18\n\x14RUN_TYPE_EXPLORATION\x10\x03\x12\x1a\n\x16RUN_TYPE_SQL_TRANSFORM\x10\x04*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02*\x86\x01\n\x13OnDependencyFailure\x12%\n!ON_DEPENDENCY_FAILURE_UNSPECIFIED\x10\x00\x12 \n\x1cON_DEPENDENCY_FAILURE_CANCEL\x10\x01\x12&\n\"ON_DEPENDENCY_FAILURE_KEEP_WAITING\x10\x02*\xef\x01\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41TTEMPT_OUTCOME_COMPLETED\x10\x01\x12\x1a\n\x16\x41TTEMPT_OUTCOME_FAILED\x10\x02\x12\x1c\n\x18\x41TTEMPT_OUTCOME_RELEASED\x10\x03\x12!\n\x1d\x41TTEMPT_OUTCOME_LEASE_EXPIRED\x10\x04\x12!\n\x1d\x41TTEMPT_OUTCOME_RUN_TIMED_OUT\x10\x05\x12\x1d\n\x19\x41TTEMPT_OUTCOME_CANCELLED\x10\x06\x32\x98\x05\n\x0bJobsService\x12\x42\n\tCreateJob\x12\x19.jobs.v1.CreateJobRequest\x1a\x1a.jobs.v1.CreateJobResponse\x12?\n\x08ListJobs\x12\x18.jobs.v1.ListJobsRequest\x1a\x19.jobs.v1.ListJobsResponse\x12\x39\n\x06GetJob\x12\x16.jobs.v1.GetJobRequest\x1a\x17.jobs.v1.GetJobResponse\x12K\n\x0cGetJobStatus\x12\x1c.jobs.v1.GetJobStatusRequest\x1a\x1d.jobs.v1.GetJobStatusResponse\x12\x42\n\tCancelJob\x12\x19.jobs.v1.CancelJobRequest\x1a\x1a.jobs.v1.CancelJobResponse\x12?\n\x08RetryJob\x12\x18.jobs.v1.RetryJobRequest\x1a\x19.jobs.v1.RetryJobResponse\x12T\n\x0f\x42\x61tchCreateJobs\x12\x1f.jobs.v1.BatchCreateJobsRequest\x1a .jobs.v1.BatchCreateJobsResponse\x12K\n\x0c\x42\x61tchGetJobs\x12\x1c.jobs.v1.BatchGetJobsRequest\x1a\x1d.jobs.v1.BatchGetJobsResponse\x12T\n\x0f\x42\x61tchCancelJobs\x12\x1f.jobs.v1.BatchCancelJobsRequest\x1a .jobs.v1.BatchCancelJobsResponseB\x12P\x01Z\x0ejobs/v1;jobsv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,40 +36,68 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jobs.v1.jobs_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z\016jobs/v1;jobsv1'
-  _globals['_JOBSTATUS']._serialized_start=2726
-  _globals['_JOBSTATUS']._serialized_end=2888
-  _globals['_RUNTYPE']._serialized_start=2891
-  _globals['_RUNTYPE']._serialized_end=3024
-  _globals['_JOBVIEW']._serialized_start=3026
-  _globals['_JOBVIEW']._serialized_end=3100
-  _globals['_JOB']._serialized_start=95
-  _globals['_JOB']._serialized_end=993
-  _globals['_JOBPROGRESS']._serialized_start=995
-  _globals['_JOBPROGRESS']._serialized_end=1084
-  _globals['_JOBERROR']._serialized_start=1086
-  _globals['_JOBERROR']._serialized_end=1146
-  _globals['_CREATEJOBREQUEST']._serialized_start=1149
-  _globals['_CREATEJOBREQUEST']._serialized_end=1401
-  _globals['_CREATEJOBRESPONSE']._serialized_start=1403
-  _globals['_CREATEJOBRESPONSE']._serialized_end=1467
-  _globals['_JOBFILTER']._serialized_start=1470
-  _globals['_JOBFILTER']._serialized_end=1793
-  _globals['_LISTJOBSREQUEST']._serialized_start=1796
-  _globals['_LISTJOBSREQUEST']._serialized_end=1962
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1965
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2103
-  _globals['_GETJOBREQUEST']._serialized_start=2105
-  _globals['_GETJOBREQUEST']._serialized_end=2168
-  _globals['_GETJOBRESPONSE']._serialized_start=2170
-  _globals['_GETJOBRESPONSE']._serialized_end=2213
-  _globals['_GETJOBSTATUSREQUEST']._serialized_start=2215
-  _globals['_GETJOBSTATUSREQUEST']._serialized_end=2252
-  _globals['_GETJOBSTATUSRESPONSE']._serialized_start=2255
-  _globals['_GETJOBSTATUSRESPONSE']._serialized_end=2623
-  _globals['_CANCELJOBREQUEST']._serialized_start=2625
-  _globals['_CANCELJOBREQUEST']._serialized_end=2675
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2677
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2723
-  _globals['_JOBSSERVICE']._serialized_start=3103
-  _globals['_JOBSSERVICE']._serialized_end=3453
+  _globals['_JOBSTATUS']._serialized_start=4314
+  _globals['_JOBSTATUS']._serialized_end=4476
+  _globals['_RUNTYPE']._serialized_start=4479
+  _globals['_RUNTYPE']._serialized_end=4612
+  _globals['_JOBVIEW']._serialized_start=4614
+  _globals['_JOBVIEW']._serialized_end=4688
+  _globals['_ONDEPENDENCYFAILURE']._serialized_start=4691
+  _globals['_ONDEPENDENCYFAILURE']._serialized_end=4825
+  _globals['_ATTEMPTOUTCOME']._serialized_start=4828
+  _globals['_ATTEMPTOUTCOME']._serialized_end=5067
+  _globals['_JOB']._serialized_start=149
+  _globals['_JOB']._serialized_end=1160
+  _globals['_JOBATTEMPT']._serialized_start=1163
+  _globals['_JOBATTEMPT']._serialized_end=1380
+  _globals['_JOBPROGRESS']._serialized_start=1382
+  _globals['_JOBPROGRESS']._serialized_end=1471
+  _globals['_JOBERROR']._serialized_start=1473
+  _globals['_JOBERROR']._serialized_end=1533
+  _globals['_CREATEJOBREQUEST']._serialized_start=1536
+  _globals['_CREATEJOBREQUEST']._serialized_end=2089
+  _globals['_RETRYPOLICY']._serialized_start=2092
+  _globals['_RETRYPOLICY']._serialized_end=2261
+  _globals['_CREATEJOBRESPONSE']._serialized_start=2263
+  _globals['_CREATEJOBRESPONSE']._serialized_end=2327
+  _globals['_JOBFILTER']._serialized_start=2330
+  _globals['_JOBFILTER']._serialized_end=2653
+  _globals['_LISTJOBSREQUEST']._serialized_start=2656
+  _globals['_LISTJOBSREQUEST']._serialized_end=2822
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2825
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2963
+  _globals['_GETJOBREQUEST']._serialized_start=2965
+  _globals['_GETJOBREQUEST']._serialized_end=3028
+  _globals['_GETJOBRESPONSE']._serialized_start=3030
+  _globals['_GETJOBRESPONSE']._serialized_end=3073
+  _globals['_GETJOBSTATUSREQUEST']._serialized_start=3075
+  _globals['_GETJOBSTATUSREQUEST']._serialized_end=3112
+  _globals['_GETJOBSTATUSRESPONSE']._serialized_start=3115
+  _globals['_GETJOBSTATUSRESPONSE']._serialized_end=3483
+  _globals['_CANCELJOBREQUEST']._serialized_start=3485
+  _globals['_CANCELJOBREQUEST']._serialized_end=3535
+  _globals['_CANCELJOBRESPONSE']._serialized_start=3537
+  _globals['_CANCELJOBRESPONSE']._serialized_end=3583
+  _globals['_RETRYJOBREQUEST']._serialized_start=3585
+  _globals['_RETRYJOBREQUEST']._serialized_end=3618
+  _globals['_RETRYJOBRESPONSE']._serialized_start=3620
+  _globals['_RETRYJOBRESPONSE']._serialized_end=3665
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_start=3667
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_end=3736
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_start=3738
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_end=3812
+  _globals['_BATCHCREATEJOBSRESULT']._serialized_start=3814
+  _globals['_BATCHCREATEJOBSRESULT']._serialized_end=3882
+  _globals['_BATCHGETJOBSREQUEST']._serialized_start=3884
+  _globals['_BATCHGETJOBSREQUEST']._serialized_end=3954
+  _globals['_BATCHGETJOBSRESPONSE']._serialized_start=3956
+  _globals['_BATCHGETJOBSRESPONSE']._serialized_end=4033
+  _globals['_BATCHCANCELJOBSREQUEST']._serialized_start=4035
+  _globals['_BATCHCANCELJOBSREQUEST']._serialized_end=4128
+  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_start=4130
+  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_end=4206
+  _globals['_JOBRESULT']._serialized_start=4208
+  _globals['_JOBRESULT']._serialized_end=4311
+  _globals['_JOBSSERVICE']._serialized_start=5070
+  _globals['_JOBSSERVICE']._serialized_end=5734
 # @@protoc_insertion_point(module_scope)

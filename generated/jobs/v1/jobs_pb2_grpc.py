@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class JobsServiceStub(object):
-    """Creates, lists, reads and cancels jobs.
+    """Creates, lists, reads, cancels and retries jobs, one or many at a time.
 
     The caller is named by the metadata, never by a request:
     - authorization: "Bearer <JWT>". The claim "sub" is the caller's SOEID, "exp" is required. On the mutual TLS
@@ -77,10 +77,30 @@ class JobsServiceStub(object):
                 request_serializer=jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/jobs.v1.JobsService/RetryJob',
+                request_serializer=jobs_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=jobs_dot_v1_dot_jobs__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
+        self.BatchCreateJobs = channel.unary_unary(
+                '/jobs.v1.JobsService/BatchCreateJobs',
+                request_serializer=jobs_dot_v1_dot_jobs__pb2.BatchCreateJobsRequest.SerializeToString,
+                response_deserializer=jobs_dot_v1_dot_jobs__pb2.BatchCreateJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchGetJobs = channel.unary_unary(
+                '/jobs.v1.JobsService/BatchGetJobs',
+                request_serializer=jobs_dot_v1_dot_jobs__pb2.BatchGetJobsRequest.SerializeToString,
+                response_deserializer=jobs_dot_v1_dot_jobs__pb2.BatchGetJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchCancelJobs = channel.unary_unary(
+                '/jobs.v1.JobsService/BatchCancelJobs',
+                request_serializer=jobs_dot_v1_dot_jobs__pb2.BatchCancelJobsRequest.SerializeToString,
+                response_deserializer=jobs_dot_v1_dot_jobs__pb2.BatchCancelJobsResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServiceServicer(object):
-    """Creates, lists, reads and cancels jobs.
+    """Creates, lists, reads, cancels and retries jobs, one or many at a time.
 
     The caller is named by the metadata, never by a request:
     - authorization: "Bearer <JWT>". The claim "sub" is the caller's SOEID, "exp" is required. On the mutual TLS
@@ -115,7 +135,10 @@ class JobsServiceServicer(object):
         - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: run_parameters is larger than its limit.
         - PERMISSION_DENIED DATASET_PERMISSION_DENIED: the permission is missing, or the data set does not exist.
         - NOT_FOUND DATASET_NOT_FOUND: the data set does not exist, and the caller is an admin.
+        - NOT_FOUND DEPENDENCY_NOT_FOUND: a job to wait for does not exist, or the caller may not see it.
         - ALREADY_EXISTS REQUEST_ID_CONFLICT: request_id was used before with another request.
+        - FAILED_PRECONDITION DEPENDENCY_NOT_SATISFIABLE: a job to wait for has FAILED or was CANCELLED already, and
+        on_dependency_failure is not KEEP_WAITING.
         - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
         - PERMISSION_DENIED ROLE_REQUIRED: x-on-behalf-of was sent by, or for, a user of the wrong role.
         - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
@@ -195,7 +218,8 @@ class JobsServiceServicer(object):
     def CancelJob(self, request, context):
         """Cancels a job that is PENDING or RUNNING, at once.
 
-        The job is CANCELLED when the call returns; a worker that still runs it can no longer write a result.
+        The job is CANCELLED when the call returns; a worker that still runs it learns of it by its next heartbeat, and
+        can no longer write a result. Jobs that wait for it are cancelled too, unless they are to keep waiting.
         A caller who lost the answer can repeat the call: JOB_NOT_CANCELLABLE then says in its metadata that
         the status is CANCELLED and by whom.
 
@@ -213,6 +237,107 @@ class JobsServiceServicer(object):
         - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: try again later.
         - DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the time is over; the job may or may not have been cancelled.
         - INTERNAL INTERNAL: the service failed; the job may or may not have been cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Makes a job that is FAILED or CANCELLED PENDING again.
+
+        The number of its attempt goes on from where it was; max_attempts grows by what the job was created with. The
+        fields of its end (end_time, error, cancelled_by_soeid, cancel_reason, progress) are cleared; attempts and the
+        history have them. The call can't be repeated safely: after a lost answer read the job.
+
+        Permission: owner or creator of the job, or write on its data set.
+
+        Errors:
+        - INVALID_ARGUMENT INVALID_FIELD: a field is missing or malformed.
+        - NOT_FOUND JOB_NOT_FOUND: the job does not exist, or the caller may not see it.
+        - NOT_FOUND DEPENDENCY_NOT_FOUND: a job that it waits for, and that was not COMPLETED, has been deleted.
+        - PERMISSION_DENIED JOB_PERMISSION_DENIED: the caller may see the job but not retry it.
+        - FAILED_PRECONDITION JOB_NOT_RETRYABLE: the job is PENDING, RUNNING or COMPLETED, or its data set is gone.
+        - FAILED_PRECONDITION DEPENDENCY_NOT_SATISFIABLE: a job that it waits for is FAILED or CANCELLED, and
+        on_dependency_failure is not KEEP_WAITING.
+        - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
+        - PERMISSION_DENIED ROLE_REQUIRED: x-on-behalf-of was sent by, or for, a user of the wrong role.
+        - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
+        - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
+        - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: try again later.
+        - DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the time is over; the job may or may not have been retried.
+        - INTERNAL INTERNAL: the service failed; the job may or may not have been retried.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreateJobs(self, request, context):
+        """Creates up to 1,000 jobs, all of them or none, in the order of the requests.
+
+        Each entry may wait for earlier entries of the same call (depends_on_indexes), so that a whole graph is one
+        call. An error names the first entry that was refused: its metadata holds "index", and the fields of
+        INVALID_ARGUMENT begin with "requests[<index>].". Each entry may have a request_id of its own; repeating the
+        whole call then answers the jobs made by the first one.
+
+        Permission: as CreateJob, for each entry.
+
+        Errors:
+        - INVALID_ARGUMENT INVALID_FIELD: there is no entry or more than 1,000; validate_only differs between
+        entries; or as CreateJob, for an entry.
+        - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: run_parameters of an entry is larger than its limit.
+        - PERMISSION_DENIED DATASET_PERMISSION_DENIED: as CreateJob, for an entry.
+        - NOT_FOUND DATASET_NOT_FOUND, DEPENDENCY_NOT_FOUND: as CreateJob, for an entry.
+        - ALREADY_EXISTS REQUEST_ID_CONFLICT: as CreateJob, for an entry; or two entries have the same request_id.
+        - FAILED_PRECONDITION DEPENDENCY_NOT_SATISFIABLE: as CreateJob, for an entry.
+        - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
+        - PERMISSION_DENIED ROLE_REQUIRED: x-on-behalf-of was sent by, or for, a user of the wrong role.
+        - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
+        - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
+        - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: try again later.
+        - DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the time is over; all or none of the jobs may have been created.
+        - INTERNAL INTERNAL: the service failed; all or none of the jobs may have been created.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetJobs(self, request, context):
+        """Gets up to 1,000 jobs by their ids, with one result for each.
+
+        Permission: as GetJob, for each job; a job that is refused is an error in its result, not of the call.
+
+        Errors:
+        - INVALID_ARGUMENT INVALID_FIELD: there is no id or more than 1,000, or one is malformed; view is unknown.
+        - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
+        - PERMISSION_DENIED ROLE_REQUIRED: x-on-behalf-of was sent by, or for, a user of the wrong role.
+        - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
+        - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
+        - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: try again later.
+        - DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the time is over; read again.
+        - INTERNAL INTERNAL: the service failed; read again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCancelJobs(self, request, context):
+        """Cancels up to 1,000 jobs, by their ids or by a filter, with one result for each.
+
+        Not atomic, on purpose: each job that can be cancelled is. By a filter, those jobs are chosen that match it, are
+        PENDING or RUNNING, and that the caller may cancel; `more` says whether there are others, for another call.
+
+        Permission: as CancelJob, for each job; a job that is refused is an error in its result, not of the call.
+
+        Errors:
+        - INVALID_ARGUMENT INVALID_FIELD: neither ids nor filter is given, or both; the filter is empty; there are more
+        than 1,000 ids, or one is malformed; reason is too long.
+        - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
+        - PERMISSION_DENIED ROLE_REQUIRED: x-on-behalf-of was sent by, or for, a user of the wrong role.
+        - NOT_FOUND USER_NOT_FOUND: no user is the owner named in the filter, or has the SOEID in x-on-behalf-of.
+        - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
+        - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: try again later.
+        - DEADLINE_EXCEEDED DEADLINE_EXCEEDED: the time is over; some of the jobs may have been cancelled.
+        - INTERNAL INTERNAL: the service failed; some of the jobs may have been cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -246,6 +371,26 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     request_deserializer=jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
             ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=jobs_dot_v1_dot_jobs__pb2.RetryJobRequest.FromString,
+                    response_serializer=jobs_dot_v1_dot_jobs__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'BatchCreateJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateJobs,
+                    request_deserializer=jobs_dot_v1_dot_jobs__pb2.BatchCreateJobsRequest.FromString,
+                    response_serializer=jobs_dot_v1_dot_jobs__pb2.BatchCreateJobsResponse.SerializeToString,
+            ),
+            'BatchGetJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetJobs,
+                    request_deserializer=jobs_dot_v1_dot_jobs__pb2.BatchGetJobsRequest.FromString,
+                    response_serializer=jobs_dot_v1_dot_jobs__pb2.BatchGetJobsResponse.SerializeToString,
+            ),
+            'BatchCancelJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCancelJobs,
+                    request_deserializer=jobs_dot_v1_dot_jobs__pb2.BatchCancelJobsRequest.FromString,
+                    response_serializer=jobs_dot_v1_dot_jobs__pb2.BatchCancelJobsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'jobs.v1.JobsService', rpc_method_handlers)
@@ -255,7 +400,7 @@ def add_JobsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobsService(object):
-    """Creates, lists, reads and cancels jobs.
+    """Creates, lists, reads, cancels and retries jobs, one or many at a time.
 
     The caller is named by the metadata, never by a request:
     - authorization: "Bearer <JWT>". The claim "sub" is the caller's SOEID, "exp" is required. On the mutual TLS
@@ -400,6 +545,114 @@ class JobsService(object):
             '/jobs.v1.JobsService/CancelJob',
             jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             jobs_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobs.v1.JobsService/RetryJob',
+            jobs_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
+            jobs_dot_v1_dot_jobs__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreateJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobs.v1.JobsService/BatchCreateJobs',
+            jobs_dot_v1_dot_jobs__pb2.BatchCreateJobsRequest.SerializeToString,
+            jobs_dot_v1_dot_jobs__pb2.BatchCreateJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobs.v1.JobsService/BatchGetJobs',
+            jobs_dot_v1_dot_jobs__pb2.BatchGetJobsRequest.SerializeToString,
+            jobs_dot_v1_dot_jobs__pb2.BatchGetJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCancelJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobs.v1.JobsService/BatchCancelJobs',
+            jobs_dot_v1_dot_jobs__pb2.BatchCancelJobsRequest.SerializeToString,
+            jobs_dot_v1_dot_jobs__pb2.BatchCancelJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
