@@ -17,13 +17,8 @@ from jobs_service.transport import errors as statuses
 from jobs_service.transport import requests
 
 LATER_REASONS = {
-    # Reasons of RPCs that do not exist yet.
-    "DEPENDENCY_NOT_FOUND",
-    "DEPENDENCY_NOT_SATISFIABLE",
-    "JOB_NOT_RETRYABLE",
-    "LEASE_LOST",
+    # Of an RPC that does not exist yet.
     "RESUME_TOKEN_EXPIRED",
-    "TOO_MANY_WAITERS",
 }
 
 
