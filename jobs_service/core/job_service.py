@@ -7,10 +7,10 @@ What a request shows by itself has been checked before, see core.validation.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from uuid import UUID
 
 from jobs_service.core import permissions
+from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
 from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.permissions import Action
 from jobs_service.core.signals import Signals
@@ -25,10 +25,9 @@ from jobs_service.model.requests import (
     ListRequest,
     Page,
 )
-from jobs_service.model.states import EventType, may_become
+from jobs_service.model.states import may_become
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Database, Transaction
-from jobs_service.storage.event_store import Event
 from jobs_service.storage.job_list import TOTAL_CAP
 from jobs_service.storage.job_store import FoundJob, LockedJobs
 
@@ -107,17 +106,17 @@ class JobService:
         with self._database.transaction() as tx:
             allowed = _allowed_to_cancel(tx, requests)
             found = tx.jobs.lock([job.job_id for job in allowed if isinstance(job, Job)], wait=wait)
-            winners: dict[UUID, CancelRequest] = {}
+            winners: dict[UUID, Cancellation] = {}
             results: list[Job | JobsError] = []
             for request, allowance in zip(requests, allowed, strict=True):
                 try:
                     job = _locked_job(allowance, found)
                     _require_cancellable(job, winners.get(job.job_id))
-                    winners[job.job_id] = request
+                    winners[job.job_id] = Cancellation(job, request.caller, request.reason)
                     results.append(job)
                 except JobsError as refusal:
                     results.append(refusal)
-            cancelled = _cancel(tx, found.jobs, winners)
+            cancelled = {job.job_id: job for job in cancel_locked(tx, list(winners.values()))}
         return [cancelled[result.job_id] if isinstance(result, Job) else result for result in results]
 
 
@@ -173,48 +172,9 @@ def _decided(action: Action, request: GetRequest, found: FoundJob) -> Job | Jobs
         return refusal
 
 
-def _require_cancellable(job: Job, winner: CancelRequest | None) -> None:
+def _require_cancellable(job: Job, winner: Cancellation | None) -> None:
     if winner is not None:
-        cancelled_by = winner.caller.soeid
+        cancelled_by = winner.by.soeid
         raise JobNotCancellable(job_id=job.job_id, status=JobStatus.CANCELLED, cancelled_by=cancelled_by)
     if not may_become(job.status, JobStatus.CANCELLED):
         raise JobNotCancellable(job_id=job.job_id, status=job.status, cancelled_by=job.cancelled_by_soeid)
-
-
-def _cancel(tx: Transaction, jobs: dict[UUID, Job], winners: dict[UUID, CancelRequest]) -> dict[UUID, Job]:
-    if not winners:
-        return {}
-    moments = tx.jobs.cancel(
-        {job_id: (request.caller.soeid, request.reason) for job_id, request in winners.items()}
-    )
-    cancelled: dict[UUID, Job] = {}
-    events: list[Event] = []
-    for job_id, request in winners.items():
-        end_time, version = moments[job_id]
-        cancelled[job_id] = _cancelled(jobs[job_id], request, end_time, version)
-        events.append(
-            Event(
-                type=EventType.CANCELLED,
-                job_id=job_id,
-                run_type=jobs[job_id].run_type,
-                actor=request.caller,
-                status_before=jobs[job_id].status,
-                status_after=JobStatus.CANCELLED,
-                time=end_time,
-                reason=request.reason,
-            )
-        )
-    tx.events.append(events)
-    return cancelled
-
-
-def _cancelled(job: Job, request: CancelRequest, end_time: datetime, version: int) -> Job:
-    return replace(
-        job,
-        status=JobStatus.CANCELLED,
-        end_time=end_time,
-        update_time=end_time,
-        version=version,
-        cancelled_by_soeid=request.caller.soeid,
-        cancel_reason=request.reason,
-    )
