@@ -18,7 +18,8 @@ from jobs_service.model.states import EventType
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Transaction
 from jobs_service.storage.event_store import Event
-from jobs_service.storage.job_store import EarlierJob, JobInsert, RequestKey
+from jobs_service.storage.job_insert import InsertedJob, JobInsert
+from jobs_service.storage.job_store import EarlierJob, RequestKey
 
 _NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,7 +35,7 @@ class _Item:
     denied: JobsError | None = None
     """Which permission is missing."""
     insert: JobInsert | None = None
-    create_time: datetime | None = None
+    inserted: InsertedJob | None = None
     earlier: EarlierJob | None = None
 
     @property
@@ -52,7 +53,7 @@ def create_jobs(tx: Transaction, requests: Sequence[CreateRequest]) -> list[Crea
     _insert(tx, items)
     _find_earlier(tx, items)
     results = [_result(item) for item in items]
-    tx.events.append([_created_event(item) for item in items if item.create_time is not None])
+    tx.events.append([_created_event(item) for item in items if item.inserted is not None])
     return results
 
 
@@ -102,12 +103,13 @@ def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
     created = tx.jobs.insert(inserts) if inserts else {}
     for item in items:
         if item.insert is not None:
-            item.create_time = created.get(item.insert.job_id)
+            item.inserted = created.get(item.insert.job_id)
+    tx.places.fill({item.request.job.dataset_id for item in items if item.inserted and item.inserted.held})
 
 
 def _find_earlier(tx: Transaction, items: Sequence[_Item]) -> None:
     """Find the jobs that the request ids of what was not created have made before."""
-    waiting = [item for item in items if item.key and item.create_time is None and not item.refused]
+    waiting = [item for item in items if item.key and item.inserted is None and not item.refused]
     keys = {item.key for item in waiting if item.key}
     found = tx.jobs.by_request_ids(list(keys)) if keys else {}
     for item in waiting:
@@ -120,7 +122,7 @@ def _result(item: _Item) -> CreateResult | JobsError:
     same = earlier is not None and earlier.request_hash == job.request_hash
     if item.refused:
         return item.refused
-    if item.create_time is not None:
+    if item.inserted is not None:
         return CreateResult(_job_as_created(item))
     if earlier is not None and same:
         # Whoever repeats a request may see its job, whatever has become of the permission since.
@@ -139,7 +141,7 @@ def _result(item: _Item) -> CreateResult | JobsError:
 def _job_as_created(item: _Item) -> Job:
     """The job as its row is now; without id and times where it is only planned."""
     caller, job = item.request.caller, item.request.job
-    moment = item.create_time or _NO_TIME
+    moment = item.inserted.create_time if item.inserted else _NO_TIME
     return Job(
         job_id=item.insert.job_id if item.insert else UUID(int=0),
         run_type=job.run_type,
@@ -154,9 +156,9 @@ def _job_as_created(item: _Item) -> Job:
         external_id=job.external_id,
         priority=job.priority,
         attempt=0,
-        max_attempts=1,
+        max_attempts=job.max_attempts,
         create_time=moment,
-        available_time=moment,
+        available_time=moment + job.start_delay,
         update_time=moment,
         version=1,
         payload_bytes=job.payload_bytes,

@@ -22,8 +22,10 @@ from jobs_service.storage.event_readers import EventReaders
 from jobs_service.storage.event_store import EventStore
 from jobs_service.storage.job_counts import JobCounts
 from jobs_service.storage.job_list import JobList
+from jobs_service.storage.job_queue import JobQueue
 from jobs_service.storage.job_store import JobStore
 from jobs_service.storage.observed import observe_pool, observed
+from jobs_service.storage.places import Places
 from jobs_service.storage.schema import SchemaReport, report
 from jobs_service.storage.watchdog import Watchdog
 from jobs_service.telemetry.metrics import DatabaseMetrics, Metrics
@@ -45,6 +47,8 @@ class Transaction:
         self.access = AccessStore(connection)
         self.jobs = JobStore(connection)
         self.job_list = JobList(connection)
+        self.queue = JobQueue(connection)
+        self.places = Places(connection)
         self.events = EventStore(connection)
         self.event_readers = EventReaders(connection)
         self.job_counts = JobCounts(connection)

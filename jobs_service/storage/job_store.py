@@ -19,26 +19,16 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobs_service.model.caller import Role, Standing
-from jobs_service.model.job import Job, JobStatus, JobView, NewJob
+from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import GetRequest
 from jobs_service.storage.access_store import level_named, level_of, role_named, role_of
+from jobs_service.storage.job_insert import INSERT, InsertedJob, JobInsert, insert_record
 from jobs_service.storage.job_rows import COLUMNS, job_of
 from jobs_service.storage.recordset import recordset, rows
 from jobs_service.storage.tables import jobs
-
-
-@dataclass(frozen=True, slots=True)
-class JobInsert:
-    """A row to be: the job asked for, its id, who owns and makes it, and in which trace."""
-
-    job_id: UUID
-    owner_id: int
-    creator_id: int
-    job: NewJob
-    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,42 +63,6 @@ class EarlierJob:
     job: Job
     request_hash: bytes
 
-
-_new = recordset(
-    "new",
-    {
-        "job_id": Uuid(),
-        "run_type": Text(),
-        "dataset_id": BigInteger(),
-        "owner_id": BigInteger(),
-        "creator_id": BigInteger(),
-        "description": Text(),
-        "external_id": Text(),
-        "priority": Integer(),
-        "source_commit_id": Text(),
-        "request_id": Uuid(),
-        "request_hash": Text(),
-        "payload_bytes": Integer(),
-        "run_parameters": JSONB(),
-        "traceparent": Text(),
-    },
-)
-_new_columns = [
-    func.decode(column, "hex") if column.name == "request_hash" else column for column in _new.columns
-]
-_INSERT = (
-    insert(jobs)
-    .from_select(
-        [column.name for column in _new.columns],
-        # One order everywhere: two batches that share request ids would deadlock otherwise.
-        select(*_new_columns).order_by(_new.c.owner_id, _new.c.creator_id, _new.c.request_id, _new.c.job_id),
-    )
-    .on_conflict_do_nothing(
-        index_elements=[jobs.c.owner_id, jobs.c.creator_id, jobs.c.request_id],
-        index_where=jobs.c.request_id.is_not(None),
-    )
-    .returning(jobs.c.job_id, jobs.c.create_time)
-)
 
 _key = recordset(
     "key", {"n": Integer(), "owner_id": BigInteger(), "creator_id": BigInteger(), "request_id": Uuid()}
@@ -190,15 +144,15 @@ class JobStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def insert(self, inserts: Sequence[JobInsert]) -> dict[UUID, datetime]:
-        """Insert jobs; returns the create_time of those that were.
+    def insert(self, inserts: Sequence[JobInsert]) -> dict[UUID, InsertedJob]:
+        """Insert jobs, and queue those that wait for no other; returns those that were inserted.
 
         Left out is who has a request id that is taken already, by a row that is committed or by an
         earlier one of this batch; a row whose transaction still runs is waited for.
         """
-        records = [_insert_record(item) for item in inserts]
-        created = self._connection.execute(_INSERT, rows(records))
-        return {row.job_id: row.create_time for row in created}
+        records = [insert_record(item) for item in inserts]
+        created = self._connection.execute(INSERT, rows(records))
+        return {row.job_id: InsertedJob(row.create_time, row.claimable, row.held) for row in created}
 
     def by_request_ids(self, keys: Sequence[RequestKey]) -> dict[RequestKey, EarlierJob]:
         """Return the jobs that these request ids made, as they are now; unknown ids are left out.
@@ -263,23 +217,3 @@ class JobStore:
         ]
         cancelled = self._connection.execute(_CANCEL, rows(records))
         return {row.job_id: (row.end_time, row.version) for row in cancelled}
-
-
-def _insert_record(item: JobInsert) -> dict[str, object]:
-    job = item.job
-    return {
-        "job_id": item.job_id,
-        "run_type": job.run_type,
-        "dataset_id": job.dataset_id,
-        "owner_id": item.owner_id,
-        "creator_id": item.creator_id,
-        "description": job.description,
-        "external_id": job.external_id,
-        "priority": job.priority,
-        "source_commit_id": job.source_commit_id,
-        "request_id": job.request_id,
-        "request_hash": None if job.request_id is None else job.request_hash.hex(),
-        "payload_bytes": job.payload_bytes,
-        "run_parameters": job.run_parameters,
-        "traceparent": item.traceparent,
-    }

@@ -1,6 +1,7 @@
 """A batch as one JSON parameter: the cheapest way to hand many rows to one statement."""
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -20,3 +21,8 @@ def recordset(name: str, columns: Mapping[str, TypeEngine[Any]]) -> TableValuedA
 def rows(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the parameter for a statement with a recordset. UUIDs and times may be values."""
     return {"rows": orjson.dumps(list(records)).decode()}
+
+
+def interval(value: timedelta | None) -> str | None:
+    """Return how a span of time stands in a record."""
+    return None if value is None else f"{value.total_seconds():.6f} s"

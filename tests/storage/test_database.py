@@ -9,7 +9,7 @@ from sqlalchemy import text
 from jobs_service.model.errors import DatabaseUnavailable, DeadlineExceeded
 from jobs_service.model.job import NewJob, RunType
 from jobs_service.storage.driver_errors import UnexpectedDatabaseError, UnusableDatabaseUrl
-from jobs_service.storage.job_store import JobInsert
+from jobs_service.storage.job_insert import JobInsert
 from tests.support.postgres import open_database
 from tests.support.world import World
 

@@ -24,7 +24,8 @@ from jobs_service.storage import access_store, event_store, job_list, job_store
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Transaction
 from jobs_service.storage.event_store import Event
-from jobs_service.storage.job_store import JobInsert, RequestKey
+from jobs_service.storage.job_insert import JobInsert
+from jobs_service.storage.job_store import RequestKey
 from tests.support import million
 from tests.support.million import HOT_DATASET, HOT_OWNER, RARE_DATASET, RARE_OWNER, VIEWERS
 from tests.support.plans import Plan, Planned, Scan, Statement, explained, sent

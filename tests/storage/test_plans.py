@@ -16,7 +16,8 @@ from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
 from jobs_service.model.requests import Cursor, GetRequest, JobFilter
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Transaction
-from jobs_service.storage.job_store import JobInsert, RequestKey
+from jobs_service.storage.job_insert import JobInsert
+from jobs_service.storage.job_store import RequestKey
 from tests.support.plans import Planned, Scan, Statement, explained, scans_of_jobs, sent
 from tests.support.postgres import PostgresServer
 from tests.support.world import World
