@@ -6,17 +6,19 @@ What a request shows by itself has been checked before, see core.validation.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from uuid import UUID
 
 from jobs_service.core import permissions
+from jobs_service.core.batches import decided, get_batch
 from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
 from jobs_service.core.create_jobs import create_jobs
+from jobs_service.core.payloads import fitting, with_payloads
 from jobs_service.core.permissions import Action
 from jobs_service.core.signals import Signals
 from jobs_service.model.errors import JobNotCancellable, JobNotFound, JobsError, RowLocked, UserNotFound
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import (
+    BatchGetRequest,
     CancelRequest,
     CreateRequest,
     CreateResult,
@@ -29,10 +31,7 @@ from jobs_service.model.states import may_become
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Database, Transaction
 from jobs_service.storage.job_list import TOTAL_CAP
-from jobs_service.storage.job_store import FoundJob, LockedJobs
-
-PAGE_BYTES = 3 * 1024 * 1024
-"""run_parameters and output_summaries of a page, as compact JSON, together (the first job always fits)."""
+from jobs_service.storage.job_store import LockedJobs
 
 
 class JobService:
@@ -60,14 +59,23 @@ class JobService:
         with self._database.one_statement() as tx:
             found = tx.jobs.find(requests, view)
         return [
-            _decided(Action.SHOW, request, answer) for request, answer in zip(requests, found, strict=True)
+            decided(Action.SHOW, request, answer) for request, answer in zip(requests, found, strict=True)
         ]
+
+    def get_batch(self, request: BatchGetRequest, *, seconds: float) -> list[Job | JobsError]:
+        """Return the jobs asked for in order, or as many of the first as an answer has room for.
+
+        seconds: what one statement may take, else DeadlineExceeded. Refusals: JobNotFound.
+        Raises CallerUnknown, RoleRequired, UserNotFound.
+        """
+        with self._database.snapshot(seconds=seconds) as tx:
+            return get_batch(tx, request)
 
     def list_jobs(self, request: ListRequest, *, seconds: float) -> Page:
         """Return a page of the jobs that the caller may see, and their number if asked for.
 
         seconds: what one statement may take, else DeadlineExceeded. A page is shorter than asked
-        where the view is FULL and more than PAGE_BYTES would be read.
+        where the view is FULL and more than payloads.PAGE_BYTES would be read.
         Raises CallerUnknown, RoleRequired, UserNotFound (of an on-behalf call, or the owner).
         """
         wanted = request.filter
@@ -81,7 +89,7 @@ class JobService:
             )
             jobs = found[: request.page_size]
             if request.view is JobView.FULL:
-                jobs = _with_payloads(tx, jobs)
+                jobs = with_payloads(tx, jobs[: fitting([job.payload_bytes for job in jobs])])
             total = tx.job_list.total(viewer, wanted) if request.include_total else None
         return Page(
             jobs=jobs,
@@ -130,26 +138,11 @@ def _require_owner(tx: Transaction, wanted: JobFilter) -> None:
         )
 
 
-def _with_payloads(tx: Transaction, jobs: list[Job]) -> list[Job]:
-    """Return the jobs, or as many of the first as fit in PAGE_BYTES, with their payloads."""
-    fitting, size = 0, 0
-    for job in jobs:
-        size += job.payload_bytes
-        if fitting and size > PAGE_BYTES:
-            break
-        fitting += 1
-    payloads = tx.job_list.payloads([job.job_id for job in jobs[:fitting]])
-    return [
-        replace(job, run_parameters=payloads[job.job_id][0], output_summary=payloads[job.job_id][1])
-        for job in jobs[:fitting]
-    ]
-
-
 def _allowed_to_cancel(tx: Transaction, requests: Sequence[CancelRequest]) -> list[Job | JobsError]:
     """Decide who may before anything is locked: nobody holds, or waits for, what is not theirs to change."""
     asked = [GetRequest(request.caller, request.job_id) for request in requests]
     found = tx.jobs.find(asked, JobView.BASIC)
-    return [_decided(Action.CANCEL, request, answer) for request, answer in zip(asked, found, strict=True)]
+    return [decided(Action.CANCEL, request, answer) for request, answer in zip(asked, found, strict=True)]
 
 
 def _locked_job(allowance: Job | JobsError, found: LockedJobs) -> Job:
@@ -161,15 +154,6 @@ def _locked_job(allowance: Job | JobsError, found: LockedJobs) -> Job:
     if allowance.job_id not in found.locked:
         raise RowLocked
     return found.jobs[allowance.job_id]
-
-
-def _decided(action: Action, request: GetRequest, found: FoundJob) -> Job | JobsError:
-    """The job, or why the caller may not do this with it."""
-    try:
-        permissions.require_known(request.caller, found.standing)
-        return permissions.require_job(action, request.caller, found.standing, found.job, request.job_id)
-    except JobsError as refusal:
-        return refusal
 
 
 def _require_cancellable(job: Job, winner: Cancellation | None) -> None:

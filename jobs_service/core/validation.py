@@ -22,6 +22,7 @@ MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 100
 MAX_SKIP = 10_000
 MAX_FILTER_WORDS = 10
+MAX_BATCH = 1_000
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{64}\Z", re.IGNORECASE)

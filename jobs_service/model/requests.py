@@ -35,6 +35,15 @@ class GetRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchGetRequest:
+    """Show these jobs, one result for each; a job may be asked for twice."""
+
+    caller: Caller
+    job_ids: tuple[UUID, ...]
+    view: JobView
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequest:
     """Cancel this job. reason is None when none was given."""
 

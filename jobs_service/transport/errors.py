@@ -125,6 +125,16 @@ def rich_status(error: JobsError, wait: int | None) -> bytes:
     return bytes(status.SerializeToString())
 
 
+def item_error(error: JobsError) -> errors_pb2.ItemError:
+    """Return what a call about many answers of one item that is refused."""
+    return errors_pb2.ItemError(
+        code=code_of(error).value[0],
+        reason=STATUS[type(error)][1],
+        message=message_of(error),
+        metadata=error.metadata,
+    )
+
+
 def _bad_request(error: InvalidRequest, room: int) -> error_details_pb2.BadRequest:
     """As many of the violations as there is room for; the first always fits."""
     bad_request = error_details_pb2.BadRequest()

@@ -9,22 +9,20 @@ from jobs_service.model.caller import Caller
 from jobs_service.model.errors import CredentialsMissing
 from jobs_service.model.job import JobView
 from jobs_service.model.requests import Cursor, JobFilter, ListRequest, Page
+from jobs_service.transport import batches, page_tokens, requests, responses
 from jobs_service.transport import call as calls
-from jobs_service.transport import page_tokens, requests, responses
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.call import Call
 from jobs_service.transport.operations import Operations
 
 T = TypeVar("T")
 
-MAX_RESPONSE_BYTES = 3 * 1024 * 1024
-"""Clients take 4 MiB by default."""
 LARGE_BYTES = 32 * 1024
 """What is larger is converted on a thread: on the loop every other call would wait for it."""
 
 
 class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
-    """The five RPCs. Interceptors have authenticated the caller and make statuses of errors."""
+    """JobsService. Interceptors have authenticated the caller and make statuses of errors."""
 
     def __init__(self, operations: Operations, authenticator: Authenticator) -> None:
         self._operations = operations
@@ -83,6 +81,31 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             lambda: jobs_pb2.CancelJobResponse(job=responses.to_message(job, JobView.FULL)),
         )
 
+    async def RetryJob(self, request: jobs_pb2.RetryJobRequest, context: Any) -> jobs_pb2.RetryJobResponse:
+        """Make a job PENDING again."""
+        raise NotImplementedError
+
+    async def BatchCreateJobs(
+        self, request: jobs_pb2.BatchCreateJobsRequest, context: Any
+    ) -> jobs_pb2.BatchCreateJobsResponse:
+        """Create many jobs, or none."""
+        raise NotImplementedError
+
+    async def BatchGetJobs(
+        self, request: jobs_pb2.BatchGetJobsRequest, context: Any
+    ) -> jobs_pb2.BatchGetJobsResponse:
+        """Show many jobs."""
+        call, caller = _current()
+        wanted = batches.get_request(caller, request)
+        found = await self._operations.get_batch(wanted, call)
+        return await asyncio.to_thread(batches.get_response, wanted, found)
+
+    async def BatchCancelJobs(
+        self, request: jobs_pb2.BatchCancelJobsRequest, context: Any
+    ) -> jobs_pb2.BatchCancelJobsResponse:
+        """Cancel many jobs."""
+        raise NotImplementedError
+
     async def _owner_id(self, wanted: jobs_pb2.JobFilter, call: Call) -> int | None:
         """The id of the owner that a filter names, None where it names none or nobody."""
         if wanted.HasField("user_id"):
@@ -105,7 +128,7 @@ async def _converted(size: int, convert: Callable[[], T]) -> T:
 
 
 def _list_response(page: Page, wanted: JobFilter, view: JobView) -> jobs_pb2.ListJobsResponse:
-    """A page of at most MAX_RESPONSE_BYTES; the first job always fits, or paging would stand still."""
+    """A page of at most responses.MAX_BYTES; the first job always fits, or paging would stand still."""
     response = jobs_pb2.ListJobsResponse(total_size_capped=page.total_capped)
     if page.total is not None:
         response.total_size = page.total
@@ -114,7 +137,7 @@ def _list_response(page: Page, wanted: JobFilter, view: JobView) -> jobs_pb2.Lis
         message = responses.to_message(job, view)
         # Some bytes more for the field's tag and length, and the page token.
         size += message.ByteSize() + 8
-        if response.jobs and size > MAX_RESPONSE_BYTES - 1024:
+        if response.jobs and size > responses.MAX_BYTES - 1024:
             break
         response.jobs.append(message)
     shown = len(response.jobs)

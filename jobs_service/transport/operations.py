@@ -1,17 +1,18 @@
-"""The core as the event loop sees it: one batcher for each plural operation, threads for the lists."""
+"""The core as the event loop sees it: a batcher for each plural operation, threads for all else."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
-from jobs_service.model.errors import Overloaded, ShuttingDown
+from jobs_service.model.errors import JobsError, Overloaded, ShuttingDown
 from jobs_service.model.job import Job, JobView
 from jobs_service.model.requests import (
+    BatchGetRequest,
     CancelRequest,
     CreateRequest,
     CreateResult,
@@ -20,9 +21,11 @@ from jobs_service.model.requests import (
     Page,
 )
 from jobs_service.telemetry import traces
-from jobs_service.telemetry.metrics import Metrics
+from jobs_service.telemetry.metrics import BatchMetrics, Metrics
 from jobs_service.transport.batcher import Batcher, Limits, run_again
 from jobs_service.transport.call import Call
+
+T = TypeVar("T")
 
 BATCHERS = 6
 """One each: creating, cancelling, reading in three views, looking up users."""
@@ -56,6 +59,7 @@ class Operations:
         self._lists_waiting = 0
         self._list_metrics = metrics.batches("list")
         self._list_metrics.waiting_are(lambda: max(0, self._lists_waiting - list_threads))
+        self._batch_get_metrics = metrics.batches("batch_get")
         self._closed = False
         self._users = Batcher[str, int | None](
             access_service.find_user_ids, self._batch_threads, limits, metrics.batches("find_user")
@@ -94,30 +98,42 @@ class Operations:
         return await self._cancel.submit(request, deadline=call.deadline)
 
     async def list(self, request: ListRequest, call: Call) -> Page:
-        """See JobService.list_jobs. Not batched: a list has its caller's time, and a thread to itself."""
+        """See JobService.list_jobs."""
+        return await self._alone(
+            lambda seconds: self._job_service.list_jobs(request, seconds=seconds), call, self._list_metrics
+        )
+
+    async def get_batch(self, request: BatchGetRequest, call: Call) -> Sequence[Job | JobsError]:
+        """See JobService.get_batch."""
+        return await self._alone(
+            lambda seconds: self._job_service.get_batch(request, seconds=seconds),
+            call,
+            self._batch_get_metrics,
+        )
+
+    async def _alone(self, run: Callable[[float], T], call: Call, metrics: BatchMetrics) -> T:
+        """Run what is not batched: it has its caller's time, and a thread to itself."""
         if self._closed:
             raise ShuttingDown
         if self._lists_waiting >= self._limits.waiting:
-            self._list_metrics.refused.inc()
+            metrics.refused.inc()
             raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
         latest = time.monotonic() + self._limits.patience
         span = traces.active()
 
-        def run() -> Page:
+        def on_thread() -> T:
             if time.monotonic() > latest:
                 raise Overloaded(limit=f"{self._limits.patience:g}", resource="seconds of waiting")
             seconds = call.seconds_left(self._read_seconds)
             with traces.using(span):
-                return run_again(
-                    lambda: self._job_service.list_jobs(request, seconds=seconds), self._list_metrics
-                )
+                return run_again(lambda: run(seconds), metrics)
 
         loop = asyncio.get_running_loop()
-        listing = self._list_threads.submit(run)
+        running = self._list_threads.submit(on_thread)
         self._lists_waiting += 1
         # A caller that leaves does not end the work of a thread: until that has ended, it counts.
-        listing.add_done_callback(lambda _: loop.call_soon_threadsafe(self._list_ended))
-        return await asyncio.wrap_future(listing)
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._list_ended))
+        return await asyncio.wrap_future(running)
 
     def _list_ended(self) -> None:
         self._lists_waiting -= 1

@@ -84,7 +84,7 @@ def get_request(caller: Caller, job_id: str) -> GetRequest:
 
 def get_request_and_view(caller: Caller, request: jobs_pb2.GetJobRequest) -> tuple[GetRequest, JobView]:
     """Return which job is asked for and how much of it. Raises InvalidRequest."""
-    refuse_any(chain(check_uuid("job_id", request.job_id), _check_view(request.view)))
+    refuse_any(chain(check_uuid("job_id", request.job_id), check_view(request.view)))
     return GetRequest(caller, UUID(request.job_id)), view_of(request.view, default=JobView.FULL)
 
 
@@ -116,7 +116,7 @@ def check_list(request: jobs_pb2.ListJobsRequest) -> None:
             _check_external_id(wanted),
             _check_times(wanted),
             _check_paging(request),
-            _check_view(request.view),
+            check_view(request.view),
         )
     )
 
@@ -164,7 +164,8 @@ def _check_paging(request: jobs_pb2.ListJobsRequest) -> Iterator[Violation]:
         yield Violation("skip", f"must be between 0 and {MAX_SKIP}", MAX_SKIP)
 
 
-def _check_view(view: int) -> Iterator[Violation]:
+def check_view(view: int) -> Iterator[Violation]:
+    """Yield what is wrong with a view."""
     if view != jobs_pb2.JOB_VIEW_UNSPECIFIED and view not in VIEWS:
         yield Violation("view", "must be one of the known values")
 

@@ -13,6 +13,9 @@ from jobs_service.model.states import TERMINAL
 from jobs_service.transport import structs
 from jobs_service.transport.requests import RUN_TYPES, STATUSES
 
+MAX_BYTES = 3 * 1024 * 1024
+"""Of an answer. Clients take 4 MiB by default."""
+
 _STATUS_NUMBERS: dict[JobStatus, Any] = {status: number for number, status in STATUSES.items()}
 _RUN_TYPE_NUMBERS: dict[RunType, Any] = {run_type: number for number, run_type in RUN_TYPES.items()}
 

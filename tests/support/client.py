@@ -1,6 +1,6 @@
 """A client as another team would write it: the stubs, a token, and the rich error decoded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,6 +58,13 @@ class Client:
             "GetJob", jobs_pb2.GetJobRequest(job_id=job_id, view=view)
         )
         return response.job
+
+    def batch_get(self, job_ids: Sequence[str], view: Any = 0) -> jobs_pb2.BatchGetJobsResponse:
+        """BatchGetJobs."""
+        response: jobs_pb2.BatchGetJobsResponse = self.call(
+            "BatchGetJobs", jobs_pb2.BatchGetJobsRequest(job_ids=job_ids, view=view)
+        )
+        return response
 
     def status(self, job_id: str) -> jobs_pb2.GetJobStatusResponse:
         """GetJobStatus."""
