@@ -104,3 +104,36 @@ def module_world(shared_service: tuple[str, ServiceProcess]) -> Iterator[World]:
     world = World(url, service.target)
     yield world
     world.close()
+
+
+@pytest.fixture(scope="session")
+def work_service(
+    postgres_18: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, ServiceProcess]]:
+    """The same for tests that claim: there must be no jobs of others."""
+    folder = tmp_path_factory.mktemp("work-service")
+    url = postgres_18.new_database()
+    service = ServiceProcess(folder, service_settings(url, folder))
+    try:
+        yield url, service.started()
+    finally:
+        assert service.stop() == 0
+
+
+@pytest.fixture
+def work_world(work_service: tuple[str, ServiceProcess]) -> Iterator[World]:
+    """A world in whose database there are no jobs at the beginning."""
+    url, service = work_service
+    world = World(url, service.target)
+    for table in (
+        "jobs",
+        "job_queue",
+        "job_leases",
+        "job_dependencies",
+        "ended_dependencies",
+        "dataset_limits",
+    ):
+        # Not TRUNCATE, which could meet the service's own upkeep in a deadlock.
+        world.sql.execute(f"DELETE FROM {table}".encode())
+    yield world
+    world.close()

@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from jobs.v1 import jobs_pb2, jobs_pb2_grpc, workers_pb2, workers_pb2_grpc
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -92,6 +92,84 @@ class Client:
         while page.next_page_token:
             page = self.list(**fields, page_token=page.next_page_token)
             yield page
+
+
+Lease = workers_pb2.Claim | workers_pb2.Heartbeat
+"""What names a lease: a claim, or any job id and token."""
+
+
+def lease_of(lease: Lease) -> dict[str, Any]:
+    """The fields by which a call of a worker names its lease."""
+    job_id = lease.job.job_id if isinstance(lease, workers_pb2.Claim) else lease.job_id
+    return {"job_id": job_id, "lease_token": lease.lease_token}
+
+
+class WorkerClient(Client):
+    """Calls WorkersService too, as one worker. Durations are timedeltas."""
+
+    def __init__(self, channel: grpc.Channel, token: str | None, *, on_behalf_of: str | None = None) -> None:
+        super().__init__(channel, token, on_behalf_of=on_behalf_of)
+        self.workers = workers_pb2_grpc.WorkersServiceStub(channel)
+
+    def work(self, rpc: str, request: Any, *, metadata: Metadata = (), timeout: float = 30) -> Any:
+        """Call an RPC of WorkersService by its name."""
+        return getattr(self.workers, rpc)(request, metadata=self.metadata + metadata, timeout=timeout)
+
+    def claim(self, *, timeout: float = 30, **fields: Any) -> workers_pb2.ClaimJobsResponse:
+        """ClaimJobs; one import unless the fields say otherwise."""
+        defaults: dict[str, Any] = {"worker_id": "worker-1", "run_types": [jobs_pb2.RUN_TYPE_IMPORT]}
+        response: workers_pb2.ClaimJobsResponse = self.work(
+            "ClaimJobs", workers_pb2.ClaimJobsRequest(**(defaults | fields)), timeout=timeout
+        )
+        return response
+
+    def claim_one(self, **fields: Any) -> workers_pb2.Claim:
+        """The one job that ClaimJobs gives."""
+        (claim,) = self.claim(**fields).claims
+        return claim
+
+    def heartbeat(
+        self,
+        *leases: Lease,
+        progress: Any = None,
+        timeout: float = 30,
+        **fields: Any,
+    ) -> list[workers_pb2.HeartbeatResult]:
+        """HeartbeatJobs, the same progress for each lease."""
+        beats = [workers_pb2.Heartbeat(**lease_of(lease), progress=progress) for lease in leases]
+        response: workers_pb2.HeartbeatJobsResponse = self.work(
+            "HeartbeatJobs", workers_pb2.HeartbeatJobsRequest(leases=beats, **fields), timeout=timeout
+        )
+        return list(response.results)
+
+    def complete(self, lease: Lease, **fields: Any) -> jobs_pb2.Job:
+        """CompleteJob."""
+        response: workers_pb2.CompleteJobResponse = self.work(
+            "CompleteJob", workers_pb2.CompleteJobRequest(**lease_of(lease), **fields)
+        )
+        return response.job
+
+    def fail(self, lease: Lease, **fields: Any) -> workers_pb2.FailJobResponse:
+        """FailJob; a ValueError unless the fields say otherwise."""
+        defaults: dict[str, Any] = {"error": {"type": "ValueError", "message": "the file is empty"}}
+        response: workers_pb2.FailJobResponse = self.work(
+            "FailJob", workers_pb2.FailJobRequest(**lease_of(lease), **(defaults | fields))
+        )
+        return response
+
+    def release(self, lease: Lease, **fields: Any) -> jobs_pb2.Job:
+        """ReleaseJob."""
+        response: workers_pb2.ReleaseJobResponse = self.work(
+            "ReleaseJob", workers_pb2.ReleaseJobRequest(**lease_of(lease), **fields)
+        )
+        return response.job
+
+    def finish(self, *items: Any) -> list[workers_pb2.FinishJobsResult]:
+        """FinishJobs; an item is {"complete": {**lease_of(claim), ...}}, or fail, or release."""
+        response: workers_pb2.FinishJobsResponse = self.work(
+            "FinishJobs", workers_pb2.FinishJobsRequest(items=items)
+        )
+        return list(response.results)
 
 
 def rich_error(error: Any) -> RichError:

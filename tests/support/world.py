@@ -1,7 +1,7 @@
 """Users, data sets and permissions for tests, and what no RPC can do yet."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,9 +11,9 @@ import psycopg
 
 from jobs_service.core.access_service import AccessService
 from jobs_service.model.caller import Caller, Level, OnBehalf, Role
-from jobs_service.model.job import JobStatus
+from jobs_service.model.job import JobStatus, RunType
 from jobs_service.transport.tokens import TokenKey, make_token
-from tests.support.client import Client
+from tests.support.client import Client, WorkerClient
 from tests.support.postgres import connect, open_database
 
 SECRET = "a-secret-for-tests-of-more-than-32-bytes"
@@ -79,6 +79,23 @@ class World:
         subject = on_behalf_of.soeid if isinstance(on_behalf_of, User) else on_behalf_of
         token = make_token(KEY, user.soeid) if user else None
         return Client(self.channel(), token, on_behalf_of=subject)
+
+    def service_user(self, run_types: Collection[RunType] = tuple(RunType)) -> User:
+        """Add a user of role service with these run types granted."""
+        user = self.user(Role.SERVICE)
+        for run_type in run_types:
+            self.access.grant_run_type(user.soeid, run_type)
+        return user
+
+    def worker(
+        self, run_types: Collection[RunType] = tuple(RunType), *, user: User | None = None
+    ) -> WorkerClient:
+        """A client that calls as a new service user with these run types granted, or as the user given.
+
+        What it claims may be any test's job: use the fixture work_world, where there are no others.
+        """
+        caller = user or self.service_user(run_types)
+        return WorkerClient(self.channel(), make_token(KEY, caller.soeid))
 
     def set_status(self, job_id: str | UUID, status: JobStatus) -> None:
         """Put a job into a status that no RPC reaches yet."""
