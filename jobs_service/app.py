@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from jobs_service import __version__
 from jobs_service.config import Address, Config, ConfigError, check_serving
@@ -29,7 +30,9 @@ from jobs_service.transport.key_files import watch
 from jobs_service.transport.operations import Operations
 from jobs_service.transport.server import JOBS_SERVICE, PortTaken, Server, ServerSettings
 from jobs_service.upkeep.count_jobs import CountJobs
-from jobs_service.upkeep.loop import Upkeep
+from jobs_service.upkeep.loop import Duty, Upkeep
+from jobs_service.upkeep.purge_history import PurgeHistory
+from jobs_service.upkeep.purge_jobs import PurgeJobs
 
 # How long the loop may keep a worker thread waiting that has its answer from the database. With
 # Python's 5 ms, every statement of a batch waits that long under load: half the calls a second.
@@ -112,7 +115,7 @@ async def _serve(
     )
     health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
     metrics.ready_is(lambda: health.ready)
-    upkeep = Upkeep([CountJobs(storage.database, metrics.jobs)], metrics.duties)
+    upkeep = Upkeep(_duties(config, storage.database, metrics), metrics.duties)
     tls = credentials.tls
     metrics.keys.ask(
         lambda: {group.what: group.refused for group in credentials.files},
@@ -140,6 +143,15 @@ async def _serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await _end(upkeep, storage.database)
+
+
+def _duties(config: Config, database: Database, metrics: Metrics) -> list[Duty]:
+    duties: list[Duty] = [CountJobs(database, metrics.jobs)]
+    if config.keep_jobs_days is not None:
+        duties.append(PurgeJobs(database, timedelta(days=config.keep_jobs_days), metrics.work))
+    if config.keep_history_days is not None:
+        duties.append(PurgeHistory(database, timedelta(days=config.keep_history_days), metrics.work))
+    return duties
 
 
 @contextmanager

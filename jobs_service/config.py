@@ -81,6 +81,13 @@ def _number(lowest: float, highest: float, kind: Callable[[str], float] = float)
     return parse
 
 
+def _days(text: str) -> float:
+    try:
+        return float(_number(1, 36500)(text))
+    except ValueError as error:
+        raise ValueError(f"{error}: nothing is deleted before it is 24 hours old") from None
+
+
 def _setting(default: str | None, parse: Callable[[str], Any], about: str) -> Any:
     return field(metadata={"default": default, "parse": parse, "about": about})
 
@@ -231,6 +238,18 @@ class Config:
         " needs to notice.",
     )
     drain_seconds: float = _setting("20", _number(0, 600), "How long calls in progress may take after that.")
+    keep_jobs_days: float | None = _setting(
+        None,
+        _days,
+        "Days after which jobs that have ended are deleted, at least 1; a `request_id` answers repeated"
+        " requests for as long. Unset: never.",
+    )
+    keep_history_days: float | None = _setting(
+        None,
+        _days,
+        "Days after which history is deleted, at least 1, that of jobs that are still there too. Unset:"
+        " never.",
+    )
     log_level: str = _setting(
         "INFO", _log_level, "DEBUG (health checks too), INFO, WARNING (no access log) or ERROR."
     )

@@ -26,6 +26,8 @@ from jobs_service.storage.job_queue import JobQueue
 from jobs_service.storage.job_store import JobStore
 from jobs_service.storage.observed import observe_pool, observed
 from jobs_service.storage.places import Places
+from jobs_service.storage.queue_figures import QueueFigures
+from jobs_service.storage.retention import Retention
 from jobs_service.storage.schema import SchemaReport, report
 from jobs_service.storage.watchdog import Watchdog
 from jobs_service.telemetry.metrics import DatabaseMetrics, Metrics
@@ -52,6 +54,8 @@ class Transaction:
         self.events = EventStore(connection)
         self.event_readers = EventReaders(connection)
         self.job_counts = JobCounts(connection)
+        self.queue_figures = QueueFigures(connection)
+        self.retention = Retention(connection)
 
 
 class Database:

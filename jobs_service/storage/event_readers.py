@@ -81,6 +81,11 @@ _LOCK = (
     .where(event_readers.c.reader == bindparam("reader"))
     .with_for_update(skip_locked=True)
 )
+_HINDMOST = select(
+    event_readers.c.reader,
+    cast(event_readers.c.transaction_id, Text).label("transaction_id"),
+    event_readers.c.event_id,
+).order_by(event_readers.c.transaction_id, event_readers.c.event_id)
 _NEXT_TRANSACTION = select(cast(func.pg_snapshot_xmax(func.pg_current_snapshot()), Text))
 _left = (
     select(job_events.c.time)
@@ -116,13 +121,26 @@ class EventReaders:
         row = self._connection.execute(_LOCK, {"reader": reader}).one_or_none()
         if row is None:
             return None
+        self._require_reached(reader, row.transaction_id)
+        return Place(row.transaction_id, row.event_id)
+
+    def hindmost(self) -> Place | None:
+        """Return the place up to which every reader has read; None: there is no reader.
+
+        Readers only go on, so what is read stays read. Raises ReaderAhead.
+        """
+        readers = self._connection.execute(_HINDMOST).all()
+        for row in readers[-1:]:
+            self._require_reached(row.reader, row.transaction_id)
+        return Place(readers[0].transaction_id, readers[0].event_id) if readers else None
+
+    def _require_reached(self, reader: str, transaction_id: str) -> None:
         # A statement of its own: another replica may have moved the place after the first one began.
-        if int(row.transaction_id) >= int(self._connection.execute(_NEXT_TRANSACTION).scalar_one()):
+        if int(transaction_id) >= int(self._connection.execute(_NEXT_TRANSACTION).scalar_one()):
             raise ReaderAhead(
-                f"the reader {reader} is at transaction {row.transaction_id}, which is not reached here yet:"
+                f"the reader {reader} is at transaction {transaction_id}, which is not reached here yet:"
                 " was this database restored from a dump? The README says what to do then"
             )
-        return Place(row.transaction_id, row.event_id)
 
     def unread(self) -> dict[str, UnreadEvents]:
         """Return what each reader has not read yet, of what is committed."""

@@ -1,8 +1,6 @@
 """What is counted and measured, as Prometheus reads it. Labels come from fixed lists, never from a caller."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,12 +13,12 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from jobs_service.telemetry.batch_metrics import BATCH_SECONDS, BatchFamilies, BatchMetrics
 from jobs_service.telemetry.job_gauges import JobGauges
 from jobs_service.telemetry.key_gauges import KeyGauges
+from jobs_service.telemetry.work_metrics import WorkMetrics
 
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_BATCH_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 12)
-_BATCH_ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _CONNECT_SECONDS = (0.0001, 0.001, 0.01, 0.1, 1, 5)
 
 # The time of creation of every series, as a series of its own: nobody asks for it, and it doubles them.
@@ -35,11 +33,12 @@ class Metrics:
         self.calls = CallMetrics(registry)
         self.database = DatabaseMetrics(registry)
         self.duties = DutyMetrics(registry)
+        self.work = WorkMetrics(registry)
         self.jobs = JobGauges()
         registry.register(self.jobs)
         self.keys = KeyGauges()
         registry.register(self.keys)
-        self._batches = _BatchFamilies(registry)
+        self._batches = BatchFamilies(registry)
         self._ready = Gauge(
             "jobs_ready",
             "1 while health says SERVING: the database answers, not draining.",
@@ -52,7 +51,7 @@ class Metrics:
             registry=registry,
         )
 
-    def batches(self, operation: str) -> "BatchMetrics":
+    def batches(self, operation: str) -> BatchMetrics:
         """Return the metrics of one operation, a word of the code."""
         return BatchMetrics(self._batches, operation)
 
@@ -116,79 +115,6 @@ class CallMetrics:
         return self._by_method[method]
 
 
-class _BatchFamilies:
-    """The metrics of all batched operations."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ["operation"]
-        self.rows = Histogram(
-            "jobs_batch_rows", "Calls in one batch.", labels, buckets=_BATCH_ROWS, registry=registry
-        )
-        self.waited = Histogram(
-            "jobs_batch_wait_seconds",
-            "How long a call waited for its batch to begin.",
-            labels,
-            buckets=_BATCH_SECONDS,
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "jobs_batch_seconds",
-            "How long a batch ran, reruns and parts included.",
-            labels,
-            buckets=_BATCH_SECONDS,
-            registry=registry,
-        )
-        self.waiting = Gauge(
-            "jobs_waiting_calls", "Calls that wait for their batch or thread now.", labels, registry=registry
-        )
-        self.refused = Counter(
-            "jobs_queue_refusals", "Calls refused because the queue was full.", labels, registry=registry
-        )
-        self.splits = Counter(
-            "jobs_batch_splits", "Batches that failed whole and went on in halves.", labels, registry=registry
-        )
-        self.reruns = Counter(
-            "jobs_transaction_reruns",
-            "Transactions run again after they were rolled back: deadlocks, lost connections.",
-            labels,
-            registry=registry,
-        )
-
-
-class BatchMetrics:
-    """The metrics of one operation: a batched one, or the lists."""
-
-    def __init__(self, families: _BatchFamilies, operation: str) -> None:
-        self.operation = operation
-        self._families = families
-        self.refused = families.refused.labels(operation)
-        self.splits = families.splits.labels(operation)
-        self.reruns = families.reruns.labels(operation)
-        self._waiting = families.waiting.labels(operation)
-        # Made by the first batch: the lists have none, and would show empty histograms.
-        self._rows: Histogram | None = None
-
-    def waiting_are(self, waiting: Callable[[], int]) -> None:
-        """Ask this function for the number of waiting calls at every scrape."""
-        self._waiting.set_function(waiting)
-
-    @contextmanager
-    def running(self, waited: list[float]) -> Iterator[None]:
-        """Measure a batch. waited: how long each of its calls has waited, in seconds."""
-        if self._rows is None:
-            self._rows = self._families.rows.labels(self.operation)
-            self._waited = self._families.waited.labels(self.operation)
-            self._seconds = self._families.seconds.labels(self.operation)
-        self._rows.observe(len(waited))
-        for seconds in waited:
-            self._waited.observe(seconds)
-        began = perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds.observe(perf_counter() - began)
-
-
 class DatabaseMetrics:
     """The pool and what goes wrong with the database."""
 
@@ -238,7 +164,7 @@ class DutyMetrics:
             "jobs_duty_failures", "Runs of a duty that failed.", ["duty"], registry=registry
         )
         self._seconds = Histogram(
-            "jobs_duty_seconds", "How long a run took.", ["duty"], buckets=_BATCH_SECONDS, registry=registry
+            "jobs_duty_seconds", "How long a run took.", ["duty"], buckets=BATCH_SECONDS, registry=registry
         )
 
     def begin(self, duty: str) -> None:

@@ -23,7 +23,8 @@ from jobs_service.model.errors import (
     TransactionRolledBack,
 )
 from jobs_service.telemetry import traces
-from jobs_service.telemetry.metrics import BatchMetrics, Metrics
+from jobs_service.telemetry.batch_metrics import BatchMetrics
+from jobs_service.telemetry.metrics import Metrics
 from jobs_service.telemetry.traces import Span
 
 Item = TypeVar("Item")
