@@ -1,14 +1,9 @@
 """Jobs by run type and status, kept by adding up the history: to read them costs the same at any size."""
 
-from dataclasses import dataclass
-
 from sqlalchemy import (
     Connection,
-    Float,
     Integer,
     Text,
-    cast,
-    extract,
     func,
     literal,
     select,
@@ -25,17 +20,6 @@ from jobs_service.storage.tables import event_readers, job_counts, job_events, j
 READER = "job_counts"
 PORTION = 5_000
 """Events in one transaction: some 50 ms."""
-_LOOKED_AT = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class OldestPending:
-    """seconds: how long the oldest job that waits has been available, 0 where none waits, None: not known.
-
-    Not known: the first _LOOKED_AT jobs that have not ended are running or not available yet.
-    """
-
-    seconds: float | None
 
 
 _events = next_events(
@@ -84,26 +68,9 @@ _FOLD = (
 
 _COUNTS = select(job_counts)
 
-_active = (
-    select(jobs.c.status, jobs.c.available_time, jobs.c.create_time, jobs.c.job_id)
-    .where(jobs.c.end_time.is_(None))
-    .order_by(jobs.c.create_time, jobs.c.job_id)
-    .limit(literal(_LOOKED_AT, Integer, literal_execute=True))
-    .subquery("active")
-)
-_waiting = (
-    select(_active.c.available_time)
-    .where(_active.c.status == JobStatus.PENDING.value, _active.c.available_time <= func.now())
-    .order_by(_active.c.create_time, _active.c.job_id)
-    .limit(literal(1, Integer, literal_execute=True))
-    .scalar_subquery()
-)
-_OLDEST_PENDING = select(cast(extract("epoch", func.now() - _waiting), Float))
-_ACTIVE = select(func.count()).select_from(_active)
-
 
 class JobCounts:
-    """The job_counts table, and the oldest of the jobs that wait."""
+    """The job_counts table."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -125,10 +92,3 @@ class JobCounts:
         for row in self._connection.execute(_COUNTS):
             counts[row.run_type, row.status] = max(0, row.jobs)
         return counts
-
-    def oldest_pending(self) -> OldestPending:
-        """Return how long the job has waited that was created first of those that wait."""
-        waited = self._connection.execute(_OLDEST_PENDING).scalar_one()
-        if waited is None and self._connection.execute(_ACTIVE).scalar_one() < _LOOKED_AT:
-            return OldestPending(0.0)
-        return OldestPending(waited)

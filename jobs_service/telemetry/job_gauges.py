@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.core import GaugeMetricFamily
@@ -11,18 +11,28 @@ from prometheus_client.registry import Collector
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Events that a reader has not read: how many (capped), and the age of the oldest in seconds."""
+    """What is still to be read or told: how much (capped), and the age of the oldest in seconds."""
 
     events: int
     oldest_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobFigures:
-    """What was read. jobs: by run type and status. oldest_pending_seconds: None where none was found."""
+    """What was read.
+
+    jobs: by run type and status. queue: jobs that wait for a worker, by run type and state (ready, held,
+    delayed), capped. oldest_..._seconds: left out or None where it is not known. untold: jobs that ended and
+    whose dependants do not know yet. lease_overdue_seconds: since the first of the leases expired that were
+    not taken back. unread: by reader of the history.
+    """
 
     jobs: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    queue: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    oldest_ready_seconds: Mapping[str, float] = field(default_factory=dict)
     oldest_pending_seconds: float | None = None
+    untold: Unread | None = None
+    lease_overdue_seconds: float | None = None
     unread: Mapping[str, Unread] = field(default_factory=dict)
 
 
@@ -55,27 +65,70 @@ class JobGauges(Collector):
 
 
 def _families(figures: JobFigures, age: float) -> list[GaugeMetricFamily]:
-    jobs = GaugeMetricFamily("jobs_jobs", "Jobs by run type and status.", labels=["run_type", "status"])
-    for labels, number in figures.jobs.items():
-        jobs.add_metric(labels, number)
-    pending = GaugeMetricFamily(
-        "jobs_oldest_pending_seconds",
-        "How long the job has been waiting that was created first of those that wait; 0 where none does.",
-    )
-    if figures.oldest_pending_seconds is not None:
-        pending.add_metric([], figures.oldest_pending_seconds)
-    unread = GaugeMetricFamily(
-        "jobs_events_unread", "Events that a reader has not read, 10,000 at most.", labels=["reader"]
-    )
-    oldest = GaugeMetricFamily(
-        "jobs_events_unread_oldest_seconds",
-        "Age of the oldest event not read; 0: all read.",
-        labels=["reader"],
-    )
-    for reader, left in figures.unread.items():
-        unread.add_metric([reader], left.events)
-        oldest.add_metric([reader], left.oldest_seconds)
-    counted = GaugeMetricFamily(
-        "jobs_counts_age_seconds", "Time since these figures were read, or since the start.", value=age
-    )
-    return [jobs, pending, unread, oldest, counted]
+    untold = figures.untold
+    return [
+        _family(
+            "jobs_jobs",
+            "Jobs by run type and status.",
+            ["run_type", "status"],
+            figures.jobs.items(),
+        ),
+        _family(
+            "jobs_queue",
+            "Jobs that wait for a worker, or a place (held), or their time (delayed), 10,000 at most.",
+            ["run_type", "state"],
+            figures.queue.items(),
+        ),
+        _family(
+            "jobs_oldest_ready_seconds",
+            "How long the oldest job has been ready that no worker has claimed; 0 where there is none.",
+            ["run_type"],
+            (((run_type,), seconds) for run_type, seconds in figures.oldest_ready_seconds.items()),
+        ),
+        _figure(
+            "jobs_oldest_pending_seconds",
+            "The same of all run types, and of the jobs too that wait for a place of their data set.",
+            figures.oldest_pending_seconds,
+        ),
+        _figure(
+            "jobs_lease_overdue_seconds",
+            "How long ago the first lease expired that was not taken back yet; 0: none.",
+            figures.lease_overdue_seconds,
+        ),
+        _figure(
+            "jobs_untold_ends",
+            "Jobs that ended and whose dependants are still to be told, 1,000 at most.",
+            untold.events if untold else None,
+        ),
+        _figure(
+            "jobs_untold_ends_oldest_seconds",
+            "How long ago the first of them ended; 0: none.",
+            untold.oldest_seconds if untold else None,
+        ),
+        _family(
+            "jobs_events_unread",
+            "Events that a reader has not read, 10,000 at most.",
+            ["reader"],
+            (((reader,), left.events) for reader, left in figures.unread.items()),
+        ),
+        _family(
+            "jobs_events_unread_oldest_seconds",
+            "Age of the oldest event not read; 0: all read.",
+            ["reader"],
+            (((reader,), left.oldest_seconds) for reader, left in figures.unread.items()),
+        ),
+        _figure("jobs_counts_age_seconds", "Time since these figures were read, or since the start.", age),
+    ]
+
+
+def _family(
+    name: str, about: str, labels: Sequence[str], figures: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, about, labels=labels)
+    for values, figure in figures:
+        family.add_metric(values, figure)
+    return family
+
+
+def _figure(name: str, about: str, figure: float | None) -> GaugeMetricFamily:
+    return _family(name, about, [], [] if figure is None else [([], figure)])

@@ -1,4 +1,4 @@
-"""Counts the jobs by run type and status, for the metrics."""
+"""Counts the jobs by run type and status, and reads what else the metrics tell of them."""
 
 from jobs_service.storage.database import Database
 from jobs_service.storage.job_counts import PORTION, READER
@@ -34,14 +34,18 @@ class CountJobs:
 
     def _show(self) -> None:
         with self._database.snapshot(seconds=_READ_SECONDS) as tx:
-            jobs = tx.job_counts.by_run_type_and_status()
-            oldest = tx.job_counts.oldest_pending().seconds
-            unread = tx.event_readers.unread()
-        self._gauges.set(
-            JobFigures(
-                jobs,
-                oldest,
-                {name: Unread(left.events, left.oldest_seconds) for name, left in unread.items()},
-            ),
-            fresh_seconds=_STALE_AFTER * self.every,
-        )
+            oldest, untold, unread = (
+                tx.queue_figures.oldest(),
+                tx.queue_figures.untold(),
+                tx.event_readers.unread(),
+            )
+            figures = JobFigures(
+                jobs=tx.job_counts.by_run_type_and_status(),
+                queue=tx.queue_figures.depths(),
+                oldest_ready_seconds=oldest.ready,
+                oldest_pending_seconds=oldest.waiting,
+                untold=Unread(untold.jobs, untold.oldest_seconds),
+                lease_overdue_seconds=tx.queue_figures.overdue_seconds(),
+                unread={name: Unread(left.events, left.oldest_seconds) for name, left in unread.items()},
+            )
+        self._gauges.set(figures, fresh_seconds=_STALE_AFTER * self.every)

@@ -8,7 +8,15 @@ from jobs_service.telemetry.metrics import Metrics
 from jobs_service.telemetry.traces import TraceContext, parse_traceparent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-FIGURES = JobFigures({("IMPORT", "PENDING"): 7}, 3.5, {"job_counts": Unread(2, 0.5)})
+FIGURES = JobFigures(
+    jobs={("IMPORT", "PENDING"): 7},
+    queue={("IMPORT", "ready"): 5},
+    oldest_ready_seconds={"IMPORT": 2.5},
+    oldest_pending_seconds=3.5,
+    untold=Unread(1, 0.25),
+    lease_overdue_seconds=0.75,
+    unread={"job_counts": Unread(2, 0.5)},
+)
 
 
 class Clock:
@@ -31,6 +39,11 @@ def test_figures_are_shown_with_their_age() -> None:
     clock.now += 15
     assert shown(gauges) == {
         "jobs_jobs": 7,
+        "jobs_queue": 5,
+        "jobs_oldest_ready_seconds": 2.5,
+        "jobs_lease_overdue_seconds": 0.75,
+        "jobs_untold_ends": 1,
+        "jobs_untold_ends_oldest_seconds": 0.25,
         "jobs_oldest_pending_seconds": 3.5,
         "jobs_events_unread": 2,
         "jobs_events_unread_oldest_seconds": 0.5,
