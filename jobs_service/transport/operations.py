@@ -21,7 +21,8 @@ from jobs_service.model.requests import (
     Page,
 )
 from jobs_service.telemetry import traces
-from jobs_service.telemetry.metrics import BatchMetrics, Metrics
+from jobs_service.telemetry.batch_metrics import BatchMetrics
+from jobs_service.telemetry.metrics import Metrics
 from jobs_service.transport.batcher import Batcher, Limits, run_again
 from jobs_service.transport.call import Call
 
