@@ -1,14 +1,16 @@
 """The queue of PENDING jobs that wait for no other job: into it and out of it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     FromClause,
+    Text,
     Uuid,
     bindparam,
     delete,
@@ -19,9 +21,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 
-from jobs_service.model.job import JobStatus, RunType
+from jobs_service.model.caller import Role
+from jobs_service.model.job import Attempt, JobStatus, RunType
+from jobs_service.model.work import Claim, ClaimRequest
+from jobs_service.storage.access_store import role_named, role_of
+from jobs_service.storage.claims import (
+    ATTEMPTS,
+    CLAIM,
+    CLAIM_UP_TO_LAST,
+    attempt_of,
+    claim_of,
+    claim_parameters,
+)
 from jobs_service.storage.queue_tables import dataset_limits, job_queue
-from jobs_service.storage.tables import jobs
+from jobs_service.storage.tables import jobs, run_type_grants
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,23 @@ def queue_rows(source: FromClause, *, now: ColumnElement[Any]) -> Insert:
     )
 
 
+_callers = (
+    func.unnest(bindparam("user_ids", type_=ARRAY(BigInteger)))
+    .table_valued("user_id", name="callers")
+    .render_derived()
+)
+_granted = select(run_type_grants.c.run_type).where(run_type_grants.c.user_id == _callers.c.user_id)
+# What follows in this transaction is planned once and kept: by an index, then, also where the queue was
+# nearly empty on that occasion.
+_BEGIN_CLAIMS = select(
+    _callers.c.user_id,
+    role_of(_callers.c.user_id).label("role"),
+    func.array(_granted.scalar_subquery(), type_=ARRAY(Text)).label("run_types"),
+    func.set_config("enable_seqscan", "off", True),
+    func.set_config("enable_bitmapscan", "off", True),
+    func.set_config("jit", "off", True),
+)
+
 _job_ids = bindparam("job_ids", type_=ARRAY(Uuid))
 _pending = (
     select(jobs)
@@ -72,6 +102,22 @@ _REMOVE = (
     .where(job_queue.c.job_id == func.any(_job_ids))
     .returning(job_queue.c.dataset_id, job_queue.c.limited, job_queue.c.ready, job_queue.c.held)
 )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStanding:
+    """What the database says of somebody who wants to work. role None: no such user."""
+
+    role: Role | None
+    run_types: frozenset[RunType]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What each request got. left: so many more would have been there, but for the bytes of the answers."""
+
+    claims: list[list[Claim]]
+    left: int
 
 
 class JobQueue:
@@ -102,3 +148,38 @@ class JobQueue:
             return frozenset()
         gone = self._connection.execute(_REMOVE, {"job_ids": sorted(job_ids)})
         return frozenset(row.dataset_id for row in gone if row.limited and row.ready and not row.held)
+
+    def begin_claims(self, user_ids: Collection[int]) -> dict[int, WorkerStanding]:
+        """Return what these callers may claim. The first statement of every transaction with claims."""
+        found = self._connection.execute(_BEGIN_CLAIMS, {"user_ids": list(user_ids)})
+        return {
+            row.user_id: WorkerStanding(role_named(row.role), frozenset(map(RunType, row.run_types)))
+            for row in found
+        }
+
+    def claim(
+        self, run_types: Collection[RunType], requests: Sequence[ClaimRequest], *, answer_bytes: int
+    ) -> Claimed:
+        """Claim for requests that may all have these run types, in the order of priority, turn and job id.
+
+        The first requests get the first jobs. Jobs that another transaction holds are passed over.
+        answer_bytes: of payloads for each request, over which it gets no more; the first job always fits.
+        """
+        parameters = claim_parameters(run_types, requests, answer_bytes)
+        several = len(run_types) > 1
+        found = self._connection.execute(CLAIM_UP_TO_LAST if several else CLAIM, parameters).all()
+        if several and not found[0].picked:
+            # All of the first may be held by others, while there are more.
+            found = self._connection.execute(CLAIM, parameters).all()
+        claimed = [row for row in found if row.job_id is not None]
+        earlier = self._attempts([row.job_id for row in claimed if row.claims > 1])
+        claims: list[list[Claim]] = [[] for _ in requests]
+        for row in claimed:
+            claims[row.n].append(claim_of(row, earlier.get(row.job_id, [])))
+        return Claimed(claims, left=found[0].picked - len(claimed))
+
+    def _attempts(self, job_ids: list[UUID]) -> dict[UUID, list[Attempt]]:
+        found: dict[UUID, list[Attempt]] = {}
+        for row in self._connection.execute(ATTEMPTS, {"job_ids": job_ids}) if job_ids else ():
+            found.setdefault(row.job_id, []).append(attempt_of(row))
+        return found
