@@ -3,6 +3,7 @@
 Every decision is about a Standing that was read in the transaction of the operation.
 """
 
+from collections.abc import Collection
 from enum import Enum
 
 from jobs_service.model.caller import Caller, Level, Role, Standing
@@ -50,6 +51,9 @@ CREATING: dict[RunType, Action] = {
 
 ON_BEHALF_SENDERS = frozenset({Role.SERVICE, Role.ADMIN})
 
+WORKERS = frozenset({Role.SERVICE, Role.ADMIN})
+"""Who may work on jobs: a service on those of the run types granted to it, an admin on all."""
+
 
 def require_known(caller: Caller, standing: Standing) -> None:
     """Check that the caller still exists, and may call on behalf of that user if it does so.
@@ -67,6 +71,31 @@ def require_known(caller: Caller, standing: Standing) -> None:
         raise UserNotFound(user_soeid=caller.subject_soeid)
     if standing.subject_role is not Role.USER:
         raise RoleRequired(required_role=Role.USER.value)
+
+
+def require_worker(caller: Caller, role: Role | None) -> None:
+    """Check that the caller may work on jobs at all, and does so for itself.
+
+    role: the caller's. Raises CallerUnknown, RoleRequired.
+    """
+    if role is None:
+        raise CallerUnknown(user_soeid=caller.soeid)
+    if role not in WORKERS or caller.on_behalf_of is not None:
+        raise RoleRequired(required_role=Role.SERVICE.value)
+
+
+def require_work(
+    caller: Caller, role: Role | None, granted: Collection[RunType], asked: Collection[RunType]
+) -> frozenset[RunType]:
+    """Return those of the run types asked for that the caller may work on.
+
+    Raises CallerUnknown, RoleRequired, which names a run type where none of them is granted.
+    """
+    require_worker(caller, role)
+    allowed = frozenset(asked) if role is Role.ADMIN else frozenset(asked) & frozenset(granted)
+    if not allowed:
+        raise RoleRequired(required_role=Role.SERVICE.value, run_type=min(asked).value)
+    return allowed
 
 
 def sees_everything(standing: Standing) -> bool:

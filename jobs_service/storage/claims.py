@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Interval,
-    LateralFromClause,
     Row,
     Select,
     Text,
@@ -34,6 +33,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql.selectable import LateralFromClause
 
 from jobs_service.model.job import (
     MAX_SHOWN_ATTEMPTS,

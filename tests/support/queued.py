@@ -1,14 +1,19 @@
-"""Jobs put into the queue as creates do, and what the queue then holds."""
+"""Jobs put into the queue as creates do, what the queue then holds, and workers who claim."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from jobs_service.core.signals import Signals
+from jobs_service.core.worker_service import WorkerService
+from jobs_service.model.errors import JobsError
 from jobs_service.model.job import NewJob, RunType
+from jobs_service.model.work import Claim, ClaimRequest, ClaimResult
 from jobs_service.storage.job_insert import InsertedJob, JobInsert
-from tests.support.world import World
+from tests.support.world import User, World
 
 
 def new_insert(
@@ -52,3 +57,35 @@ def queue(world: World) -> dict[UUID, dict[str, Any]]:
     cursor = world.sql.execute("SELECT * FROM job_queue ORDER BY neg_priority, turn, job_id")
     names = [column.name for column in cursor.description or ()]
     return {row[0]: dict(zip(names, row, strict=True)) for row in cursor}
+
+
+def claim_request(
+    user: User,
+    max_jobs: int = 1,
+    run_types: Collection[RunType] = (RunType.IMPORT,),
+    *,
+    worker_id: str = "w1",
+    lease_duration: timedelta = timedelta(seconds=60),
+) -> ClaimRequest:
+    """What a worker asks for."""
+    return ClaimRequest(
+        caller=user.caller,
+        worker_id=worker_id,
+        run_types=frozenset(run_types),
+        max_jobs=max_jobs,
+        lease_duration=lease_duration,
+    )
+
+
+def claimed(world: World, *requests: ClaimRequest, signals: Signals | None = None) -> list[list[Claim]]:
+    """Let these workers claim at once; what each got. A refusal is raised."""
+    results = WorkerService(world.database, signals or Signals()).claim_jobs(requests)
+    for result in results:
+        if isinstance(result, JobsError):
+            raise result
+    return [result.claims for result in results if isinstance(result, ClaimResult)]
+
+
+def claimed_ids(world: World, *requests: ClaimRequest) -> list[list[UUID]]:
+    """The ids of the jobs that each got."""
+    return [[claim.job.job_id for claim in claims] for claims in claimed(world, *requests)]
