@@ -26,6 +26,7 @@ from jobs_service.storage.job_queue import JobQueue
 from jobs_service.storage.job_store import JobStore
 from jobs_service.storage.observed import observe_pool, observed
 from jobs_service.storage.places import Places
+from jobs_service.storage.queue_duties import QueueDuties
 from jobs_service.storage.queue_figures import QueueFigures
 from jobs_service.storage.retention import Retention
 from jobs_service.storage.schema import SchemaReport, report
@@ -50,6 +51,7 @@ class Transaction:
         self.jobs = JobStore(connection)
         self.job_list = JobList(connection)
         self.queue = JobQueue(connection)
+        self.queue_duties = QueueDuties(connection)
         self.places = Places(connection)
         self.events = EventStore(connection)
         self.event_readers = EventReaders(connection)

@@ -35,6 +35,7 @@ from jobs_service.storage.claims import (
 )
 from jobs_service.storage.queue_tables import dataset_limits, job_queue
 from jobs_service.storage.tables import jobs, run_type_grants
+from jobs_service.storage.turns import kept_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,20 @@ class Enqueued:
     limited: frozenset[int]
 
 
-def queue_rows(source: FromClause, *, now: ColumnElement[Any]) -> Insert:
-    """Return the insert of a queue row for each row of source, which has the columns of a job."""
+def queue_rows(
+    source: FromClause, *, now: ColumnElement[Any], turn: ColumnElement[int] | None = None
+) -> Insert:
+    """Return the insert of a queue row for each row of source, which has the columns of a job.
+
+    turn: another than the job's own.
+    """
     # Its places are given under the lock of its limit; see storage/places.py.
     limited = exists().where(dataset_limits.c.dataset_id == source.c.dataset_id)
     values = {
         "job_id": source.c.job_id,
         "run_type": source.c.run_type,
         "neg_priority": -source.c.priority,
-        "turn": source.c.turn,
+        "turn": source.c.turn if turn is None else turn,
         "dataset_id": source.c.dataset_id,
         "payload_bytes": source.c.payload_bytes,
         "available_time": source.c.available_time,
@@ -95,7 +101,11 @@ _pending = (
     .subquery("pending")
 )
 _ENQUEUE = (
-    queue_rows(_pending, now=func.statement_timestamp())
+    queue_rows(
+        _pending,
+        now=func.statement_timestamp(),
+        turn=kept_turn(_pending, _pending.c.claims, _pending.c.turn, _pending.c.job_id),
+    )
     .on_conflict_do_nothing(index_elements=[job_queue.c.job_id])
     .returning(job_queue.c.run_type, job_queue.c.dataset_id, job_queue.c.ready, job_queue.c.held)
 )

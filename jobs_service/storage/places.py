@@ -101,6 +101,23 @@ _running_of_one = (
 _RELABEL_LEASES = (
     update(job_leases).where(job_leases.c.job_id == _running_of_one.c.job_id).values(limited=_is_limited)
 )
+_first_held = select(func.min(job_queue.c.dataset_id)).where(job_queue.c.ready, job_queue.c.held)
+_held = select(_first_held.scalar_subquery().label("dataset_id")).cte("held", recursive=True)
+# From one data set to the next by the index: each may have a flood of held jobs.
+_held = _held.union_all(
+    select(_first_held.where(job_queue.c.dataset_id > _held.c.dataset_id).scalar_subquery()).where(
+        _held.c.dataset_id.is_not(None)
+    )
+)
+_HELD = select(_held.c.dataset_id).where(_held.c.dataset_id.is_not(None)).limit(bindparam("portion"))
+_UNFILLED = select(_free.c.dataset_id).where(_free.c.places > 0)
+_unlabelled = (
+    select(job_leases.c.job_id)
+    .where(~job_leases.c.limited, job_leases.c.dataset_id.in_(select(dataset_limits.c.dataset_id)))
+    .with_for_update(of=job_leases, skip_locked=True)
+    .cte("unlabelled")
+)
+_LABEL_LEASES = update(job_leases).where(job_leases.c.job_id == _unlabelled.c.job_id).values(limited=True)
 _PORTION = 1_000
 
 
@@ -133,3 +150,15 @@ class Places:
         self._connection.execute(_LOCK, {"dataset_ids": [dataset_id]})
         self._connection.execute(_RELABEL_QUEUE, parameters)
         self._connection.execute(_RELABEL_LEASES, parameters)
+
+    def label_leases(self) -> None:
+        """Count those as running that were claimed while their data set got its limit."""
+        self._connection.execute(_LABEL_LEASES)
+
+    def unfilled(self) -> frozenset[int]:
+        """Return data sets that have held jobs, and a place for them: somebody has yet to fill it."""
+        held = list(self._connection.execute(_HELD, {"portion": _PORTION}).scalars())
+        if not held:
+            return frozenset()
+        found = self._connection.execute(_UNFILLED, {"dataset_ids": held, "portion": _PORTION})
+        return frozenset(found.scalars())

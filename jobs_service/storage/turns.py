@@ -68,3 +68,15 @@ def turn_of(new: FromClause, *order: ColumnElement[Any]) -> ColumnElement[int]:
     )
     nth = func.row_number().over(partition_by=[new.c.dataset_id, new.c.run_type], order_by=order)
     return cast(func.greatest(clock, last) + nth, BigInteger)
+
+
+def kept_turn(
+    source: FromClause, claims: ColumnElement[int], *order: ColumnElement[Any]
+) -> ColumnElement[int]:
+    """Return the expression of the turn that a job comes into the queue with: its own, or a new one.
+
+    A retry keeps its turn. What could not be claimed until now, and was passed by the clock, gets a new one:
+    a flood that waited for a time or for another job would come before everybody.
+    """
+    passed_by = (claims == 0) & (source.c.turn <= clock_of(source.c.run_type))
+    return case((passed_by, turn_of(source, *order)), else_=source.c.turn)
