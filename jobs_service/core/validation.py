@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from uuid import UUID
@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from jobs_service.core import run_parameters
+from jobs_service.core.scheduling import MAX_DEPENDENCIES, ScheduleDraft, check_schedule, schedule_of
 from jobs_service.model.errors import InvalidRequest, PayloadTooLarge, Violation
 from jobs_service.model.job import JsonObject, NewJob, RunType
 
@@ -44,6 +45,7 @@ class JobDraft:
     priority: int = 0
     request_id: str = ""
     validate_only: bool = False
+    schedule: ScheduleDraft = field(default_factory=ScheduleDraft)
     violations: list[Violation] = field(default_factory=list)
     """What is wrong with run_parameters so that they could not even be converted."""
 
@@ -75,6 +77,7 @@ def checked_job(draft: JobDraft, *, owner_id: int | None) -> NewJob:
         priority=draft.priority,
         request_id=UUID(draft.request_id) if draft.request_id else None,
         validate_only=draft.validate_only,
+        **schedule_of(draft.schedule),
     )
 
 
@@ -112,6 +115,8 @@ def _check_draft(draft: JobDraft, owner_id: int | None) -> Iterator[Violation]:
         yield Violation("priority", f"must be between 0 and {MAX_PRIORITY}", MAX_PRIORITY)
     if draft.request_id:
         yield from check_uuid("request_id", draft.request_id)
+    yield from check_schedule(draft.schedule)
+    yield from _check_depends_on(draft.schedule.depends_on)
     yield from _check_parameters(draft, owner_id)
 
 
@@ -131,6 +136,20 @@ def _check_parameters(draft: JobDraft, owner_id: int | None) -> Iterator[Violati
         owner_id=owner_id,
         source_commit_id=draft.source_commit_id.lower() or None,
     )
+
+
+def _check_depends_on(texts: Sequence[str]) -> Iterator[Violation]:
+    name = "depends_on_job_ids"
+    if len(texts) > MAX_DEPENDENCIES:
+        yield Violation(name, f"holds more than {MAX_DEPENDENCIES} ids", MAX_DEPENDENCIES)
+        return
+    seen: set[str] = set()
+    for index, text in enumerate(texts):
+        here = f"{name}[{index}]"
+        yield from check_uuid(here, text)
+        if text.lower() in seen:
+            yield Violation(here, "is there twice")
+        seen.add(text.lower())
 
 
 def check_id(name: str, value: int) -> Iterator[Violation]:
@@ -166,5 +185,5 @@ def _request_hash(draft: JobDraft, sorted_parameters: bytes) -> bytes:
         "priority": draft.priority,
         "run_parameters": orjson.Fragment(sorted_parameters),
     }
-    given = {name: value for name, value in fields.items() if value}
+    given = {name: value for name, value in fields.items() if value} | draft.schedule.given()
     return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).digest()

@@ -10,11 +10,15 @@ from jobs_service.model.job import Job, JobStatus, JobView, NewJob, RunType
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """Make this job. traceparent: the trace context to keep with it; no part of what makes it the same."""
+    """Make this job. traceparent: the trace context to keep with it; no part of what makes it the same.
+
+    depends_on_indexes: the places of requests before this one, of the same batch, whose jobs it waits for.
+    """
 
     caller: Caller
     job: NewJob
     traceparent: str | None = None
+    depends_on_indexes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

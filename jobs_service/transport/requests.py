@@ -30,6 +30,7 @@ from jobs_service.model.job import JobStatus, JobView, RunType
 from jobs_service.model.paths import field_path
 from jobs_service.model.requests import CancelRequest, CreateRequest, GetRequest, JobFilter
 from jobs_service.transport import structs
+from jobs_service.transport.schedules import schedule_draft
 
 # The bytes that protobuf needs for one byte of compact JSON, at most: a list of digits, 11 for 2.
 _PROTOBUF_PER_JSON = 5.5
@@ -45,9 +46,16 @@ VIEWS: dict[int, JobView] = {jobs_pb2.JOB_VIEW_BASIC: JobView.BASIC, jobs_pb2.JO
 
 
 def create_request(
-    caller: Caller, request: jobs_pb2.CreateJobRequest, traceparent: str | None = None
+    caller: Caller,
+    request: jobs_pb2.CreateJobRequest,
+    traceparent: str | None = None,
+    *,
+    place: int | None = None,
 ) -> CreateRequest:
-    """Return the job asked for, with the trace context to keep. Raises InvalidRequest, PayloadTooLarge."""
+    """Return the job asked for, with the trace context to keep. Raises InvalidRequest, PayloadTooLarge.
+
+    place: of the request in a batch, None for one that stands alone.
+    """
     if request.run_parameters.ByteSize() > run_parameters.MAX_BYTES * _PROTOBUF_PER_JSON:
         # Too large whatever is in it: not worth a walk.
         raise PayloadTooLarge([parameters_too_large()])
@@ -69,11 +77,13 @@ def create_request(
         priority=request.priority,
         request_id=request.request_id,
         validate_only=request.validate_only,
+        schedule=schedule_draft(request, place),
         violations=violations,
     )
     # Of an on-behalf call the owner's id is not ours to tell before its sender's role is known.
     owner_id = caller.user_id if caller.on_behalf_of is None else None
-    return CreateRequest(caller, checked_job(draft, owner_id=owner_id), traceparent)
+    job = checked_job(draft, owner_id=owner_id)
+    return CreateRequest(caller, job, traceparent, tuple(request.depends_on_indexes))
 
 
 def get_request(caller: Caller, job_id: str) -> GetRequest:

@@ -68,6 +68,7 @@ def to_message(job: Job, view: JobView) -> jobs_pb2.Job:
         cancelled_by_soeid=job.cancelled_by_soeid or "",
         cancel_reason=job.cancel_reason or "",
         version=job.version,
+        waiting_on_job_ids=[str(job_id) for job_id in job.waiting_on],
     )
     if job.owner_soeid is not None:
         message.user_id = job.owner_id
