@@ -13,6 +13,7 @@ from jobs_service import __version__
 from jobs_service.config import Address, Config, ConfigError, check_serving
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
+from jobs_service.core.signals import Signals
 from jobs_service.opening import Storage, keep_alive, open_storage
 from jobs_service.storage.database import Database
 from jobs_service.storage.schema import SchemaState
@@ -33,6 +34,7 @@ from jobs_service.upkeep.count_jobs import CountJobs
 from jobs_service.upkeep.loop import Duty, Upkeep
 from jobs_service.upkeep.purge_history import PurgeHistory
 from jobs_service.upkeep.purge_jobs import PurgeJobs
+from jobs_service.upkeep.tell_dependants import TellDependants
 
 # How long the loop may keep a worker thread waiting that has its answer from the database. With
 # Python's 5 ms, every statement of a batch waits that long under load: half the calls a second.
@@ -99,8 +101,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    signals = Signals()
     operations = Operations(
-        JobService(storage.database),
+        JobService(storage.database, signals),
         AccessService(storage.database),
         limits=Limits(
             rows=config.batch_rows,
@@ -115,7 +118,7 @@ async def _serve(
     )
     health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
     metrics.ready_is(lambda: health.ready)
-    upkeep = Upkeep(_duties(config, storage.database, metrics), metrics.duties)
+    upkeep = Upkeep(_duties(config, storage.database, signals, metrics), metrics.duties)
     tls = credentials.tls
     metrics.keys.ask(
         lambda: {group.what: group.refused for group in credentials.files},
@@ -145,8 +148,8 @@ async def _serve(
         await _end(upkeep, storage.database)
 
 
-def _duties(config: Config, database: Database, metrics: Metrics) -> list[Duty]:
-    duties: list[Duty] = [CountJobs(database, metrics.jobs)]
+def _duties(config: Config, database: Database, signals: Signals, metrics: Metrics) -> list[Duty]:
+    duties: list[Duty] = [CountJobs(database, metrics.jobs), TellDependants(database, signals)]
     if config.keep_jobs_days is not None:
         duties.append(PurgeJobs(database, timedelta(days=config.keep_jobs_days), metrics.work))
     if config.keep_history_days is not None:

@@ -1,17 +1,24 @@
 """Creating jobs: who may, which of them exist already, and the rest inserted with their history."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from jobs_service.core import permissions, run_parameters
+from jobs_service.core import dependencies, permissions, run_parameters
+from jobs_service.core.dependencies import Waiting
 from jobs_service.core.permissions import CREATING, Action
 from jobs_service.core.validation import refuse_any
 from jobs_service.model.caller import Standing
-from jobs_service.model.errors import JobsError, RequestIdConflict, TransactionRolledBack
+from jobs_service.model.errors import (
+    InvalidRequest,
+    JobsError,
+    RequestIdConflict,
+    TransactionRolledBack,
+    Violation,
+)
 from jobs_service.model.job import Job, JobStatus, NewJob, RunType
 from jobs_service.model.requests import CreateRequest, CreateResult
 from jobs_service.model.states import EventType
@@ -33,10 +40,17 @@ class _Item:
     refused: JobsError | None = None
     """Why the request is refused whatever its request_id has made: who calls, for whom, with what."""
     denied: JobsError | None = None
-    """Which permission is missing."""
+    """Which permission is missing, or what it can't wait for."""
+    job_id: UUID = field(default_factory=uuid7)
+    waiting: Waiting | None = None
     insert: JobInsert | None = None
     inserted: InsertedJob | None = None
     earlier: EarlierJob | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing will be inserted for it, whatever others do."""
+        return bool(self.refused or self.denied or self.earlier)
 
     @property
     def key(self) -> RequestKey | None:
@@ -47,14 +61,44 @@ class _Item:
         return RequestKey(caller.subject_id, caller.user_id, request_id)
 
 
-def create_jobs(tx: Transaction, requests: Sequence[CreateRequest]) -> list[CreateResult | JobsError]:
-    """Create the jobs asked for; see JobService.create_jobs."""
+class RefusedTogether(Exception):
+    """One of a batch that stands or falls together is refused: which (the first), and why."""
+
+    def __init__(self, index: int, refusal: JobsError) -> None:
+        super().__init__(f"entry {index}: {refusal}")
+        self.index = index
+        self.refusal = refusal
+
+
+def create_jobs(
+    tx: Transaction, requests: Sequence[CreateRequest], *, wait: bool = True, together: bool = False
+) -> list[CreateResult | JobsError]:
+    """Create the jobs asked for; see JobService.create_jobs.
+
+    wait: for who holds a job that one of them depends on; else that one is refused with RowLocked.
+    together: all or none; raises RefusedTogether, which the transaction must not survive. Only then may
+    a request depend on others of the batch.
+    """
     items = _judged(tx, requests)
+    if together:
+        # One that others wait for may have been created by an earlier call.
+        _find_earlier(tx, items)
+    _judge_dependencies(tx, items, wait=wait)
+    if together:
+        _require_all([_result(item) if item.decided else None for item in items])
     _insert(tx, items)
     _find_earlier(tx, items)
     results = [_result(item) for item in items]
+    if together:
+        _require_all(results)
     tx.events.append([_created_event(item) for item in items if item.inserted is not None])
     return results
+
+
+def _require_all(results: Sequence[CreateResult | JobsError | None]) -> None:
+    for index, result in enumerate(results):
+        if isinstance(result, JobsError):
+            raise RefusedTogether(index, result)
 
 
 def _judged(tx: Transaction, requests: Sequence[CreateRequest]) -> list[_Item]:
@@ -92,24 +136,82 @@ def _judge(request: CreateRequest, standings: Sequence[Standing]) -> _Item:
     return item
 
 
+def _judge_dependencies(tx: Transaction, items: Sequence[_Item], *, wait: bool) -> None:
+    first: dict[RequestKey, _Item] = {}
+    for item in items:
+        if item.key:
+            first.setdefault(item.key, item)
+        request = item.request
+        depends = request.job.depends_on or request.depends_on_indexes
+        if depends and not item.decided:
+            others = [items[index] for index in request.depends_on_indexes]
+            _wait(item, [first.get(other.key, other) if other.key else other for other in others])
+    waiting = [item.waiting for item in items if item.waiting]
+    if waiting:
+        dependencies.judge(tx, waiting, wait=wait)
+    for item in items:
+        if item.waiting:
+            item.denied = item.denied or item.waiting.refused
+
+
+def _wait(item: _Item, others: Sequence[_Item]) -> None:
+    """Let a job wait for what it depends on, these others of the same batch too."""
+    job = item.request.job
+    item.waiting = Waiting(
+        subject_id=item.request.caller.subject_id or 0,
+        depends_on=[*job.depends_on, *(other.earlier.job.job_id for other in others if other.earlier)],
+        siblings=[other.job_id for other in others if not other.earlier],
+        keep_waiting=job.keep_waiting,
+        only_planned=job.validate_only,
+    )
+    for other in others:
+        item.denied = item.denied or other.refused or other.denied
+        if other.request.job.validate_only and not job.validate_only:
+            violation = Violation("depends_on_indexes", "names an entry that is only validated")
+            item.denied = item.denied or InvalidRequest([violation])
+
+
 def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
-    """Insert what is allowed and not taken by its request id."""
+    """Insert what is allowed and not taken by its request id, with what it depends on."""
     for item in items:
         caller, job = item.request.caller, item.request.job
-        refused = item.refused or item.denied or job.validate_only
-        if not refused and caller.subject_id is not None:
-            item.insert = JobInsert(uuid7(), caller.subject_id, caller.user_id, job, item.request.traceparent)
+        if not (item.decided or job.validate_only) and caller.subject_id is not None:
+            if item.waiting:
+                job = replace(job, depends_on=item.waiting.all)
+            item.insert = JobInsert(
+                item.job_id,
+                caller.subject_id,
+                caller.user_id,
+                job,
+                item.request.traceparent,
+                waits=bool(item.waiting and item.waiting.waiting_on),
+            )
     inserts = [item.insert for item in items if item.insert is not None]
     created = tx.jobs.insert(inserts) if inserts else {}
     for item in items:
         if item.insert is not None:
             item.inserted = created.get(item.insert.job_id)
+    _insert_dependencies(tx, items)
     tx.places.fill({item.request.job.dataset_id for item in items if item.inserted and item.inserted.held})
+
+
+def _insert_dependencies(tx: Transaction, items: Sequence[_Item]) -> None:
+    waiting = [(item, item.waiting) for item in items if item.waiting and item.inserted]
+    inserted = {item.job_id for item in items if item.inserted}
+    if any(set(each.siblings) - inserted for _, each in waiting):
+        # Another call has created one of them at this moment. A rerun finds it.
+        raise TransactionRolledBack
+    if waiting:
+        tx.dependencies.insert({item.job_id: each.all for item, each in waiting})
 
 
 def _find_earlier(tx: Transaction, items: Sequence[_Item]) -> None:
     """Find the jobs that the request ids of what was not created have made before."""
-    waiting = [item for item in items if item.key and item.inserted is None and not item.refused]
+    waiting = [
+        item
+        for item in items
+        if item.key and item.inserted is None and item.earlier is None and not item.refused
+    ]
     keys = {item.key for item in waiting if item.key}
     found = tx.jobs.by_request_ids(list(keys)) if keys else {}
     for item in waiting:
@@ -164,6 +266,7 @@ def _job_as_created(item: _Item) -> Job:
         payload_bytes=job.payload_bytes,
         source_commit_id=job.source_commit_id,
         run_parameters=job.run_parameters,
+        waiting_on=item.waiting.waiting_on if item.waiting else (),
     )
 
 

@@ -12,6 +12,7 @@ from jobs_service.core import permissions
 from jobs_service.core.batches import decided, get_batch
 from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
 from jobs_service.core.create_jobs import create_jobs
+from jobs_service.core.dependants import tell
 from jobs_service.core.payloads import fitting, with_payloads
 from jobs_service.core.permissions import Action
 from jobs_service.core.signals import Signals
@@ -49,10 +50,22 @@ class JobService:
         """Create the jobs asked for, or find those that the same requests have made before.
 
         Refusals: CallerUnknown, RoleRequired, UserNotFound, DatasetPermissionDenied,
-        DatasetNotFound, RequestIdConflict.
+        DatasetNotFound, RequestIdConflict, DependencyNotFound, DependencyNotSatisfiable, RowLocked where
+        another transaction holds a job that was to be waited for.
         """
+        try:
+            return self._create_jobs(requests, wait=True)
+        except RowLocked:
+            if not any(request.job.depends_on for request in requests):
+                raise
+            # As in cancel_jobs: who waits for a job that is held must not hold up the others.
+            return self._create_jobs(requests, wait=False)
+
+    def _create_jobs(
+        self, requests: Sequence[CreateRequest], *, wait: bool
+    ) -> list[CreateResult | JobsError]:
         with self._database.transaction() as tx:
-            return create_jobs(tx, requests)
+            return create_jobs(tx, requests, wait=wait)
 
     def get_jobs(self, requests: Sequence[GetRequest], view: JobView) -> list[Job | JobsError]:
         """Return the jobs asked for. Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound."""
@@ -125,6 +138,9 @@ class JobService:
                 except JobsError as refusal:
                     results.append(refusal)
             cancelled = {job.job_id: job for job in cancel_locked(tx, list(winners.values()))}
+            told = tell(tx, cancelled)
+            ready = told.run_types | tx.places.fill(told.limited)
+        self._signals.ready.tell(ready)
         return [cancelled[result.job_id] if isinstance(result, Job) else result for result in results]
 
 

@@ -7,11 +7,13 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    FromClause,
     Integer,
     ScalarSelect,
     bindparam,
     delete,
     func,
+    or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -43,6 +45,16 @@ def level_of(user_id: ColumnElement[int], dataset_id: ColumnElement[int]) -> Sca
     """Return the expression of the level that this user has on the data set, null for none."""
     permission = (dataset_permissions.c.user_id == user_id) & (dataset_permissions.c.dataset_id == dataset_id)
     return select(dataset_permissions.c.level).where(permission).scalar_subquery()
+
+
+def sees(user_id: ColumnElement[int], job: FromClause) -> ColumnElement[bool]:
+    """Return the condition that this user sees the job of a row."""
+    return or_(
+        role_of(user_id) == Role.ADMIN.value,
+        job.c.owner_id == user_id,
+        job.c.creator_id == user_id,
+        level_of(user_id, job.c.dataset_id).is_not(None),
+    )
 
 
 _dataset_name = select(datasets.c.name).where(datasets.c.dataset_id == _asked.c.dataset_id).scalar_subquery()

@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from jobs_service.model.errors import DatabaseUnavailable, DeadlineExceeded, JobsError, TransactionRolledBack
 from jobs_service.storage import driver_errors
 from jobs_service.storage.access_store import AccessStore
+from jobs_service.storage.dependency_store import DependencyStore
 from jobs_service.storage.engine import (
     Limits,
     commit,
@@ -54,6 +55,7 @@ class Transaction:
         self.queue_duties = QueueDuties(connection)
         self.places = Places(connection)
         self.events = EventStore(connection)
+        self.dependencies = DependencyStore(connection)
         self.event_readers = EventReaders(connection)
         self.job_counts = JobCounts(connection)
         self.queue_figures = QueueFigures(connection)

@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, Row, case, null, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobs_service.model.job import Job, JobError, JobStatus, JobView, RunType
+from jobs_service.storage.dependency_store import waiting_on
 from jobs_service.storage.tables import datasets, jobs, users
 
 _PAYLOADS = (jobs.c.run_parameters, jobs.c.output_summary)
@@ -20,6 +21,9 @@ _BASIC: list[ColumnElement[Any]] = [
     _owner.label("owner_soeid"),
     case((jobs.c.creator_id != jobs.c.owner_id, _creator)).label("creator_soeid"),
     _dataset.label("dataset_name"),
+    case(
+        ((jobs.c.status == JobStatus.PENDING.value) & (jobs.c.dependencies > 0), waiting_on(jobs.c.job_id))
+    ).label("waiting_on"),
 ]
 _left_out = null().cast(JSONB(none_as_null=True))
 _summary_if_completed = case(
@@ -74,6 +78,7 @@ def job_of(row: Row[Any]) -> Job:
         output_commit_id=row.output_commit_id,
         run_parameters=row.run_parameters,
         output_summary=row.output_summary,
+        waiting_on=tuple(row.waiting_on or ()),
     )
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from jobs_service.model.caller import Role, Standing
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import GetRequest
-from jobs_service.storage.access_store import level_named, level_of, role_named, role_of
+from jobs_service.storage.access_store import level_named, level_of, role_named, role_of, sees
 from jobs_service.storage.job_insert import INSERT, InsertedJob, JobInsert, insert_record
 from jobs_service.storage.job_rows import COLUMNS, job_of
 from jobs_service.storage.recordset import recordset, rows
@@ -93,12 +93,7 @@ _may_ask = or_(
     (role_of(_asked.c.caller_id) != Role.USER.value) & (role_of(_asked.c.subject_id) == Role.USER.value),
 )
 # What the asker will not be shown is not read either: a large payload would tell by its time that it exists.
-_visible = _may_ask & or_(
-    role_of(_asked.c.subject_id) == Role.ADMIN.value,
-    jobs.c.owner_id == _asked.c.subject_id,
-    jobs.c.creator_id == _asked.c.subject_id,
-    level_of(_asked.c.subject_id, jobs.c.dataset_id).is_not(None),
-)
+_visible = _may_ask & sees(_asked.c.subject_id, jobs)
 _FIND = {
     view: select(
         role_of(_asked.c.caller_id).label("caller_role"),

@@ -49,6 +49,10 @@ INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, pr
             CASE WHEN n % 100 BETWEEN 1 AND 4 THEN 'ValueError' END,
             20, '{{"file_path": "a"}}', 'ext-' || n / 10, md5('r' || n)::uuid, decode('00', 'hex')
        FROM generate_series(1, {JOBS}) n;
+INSERT INTO job_dependencies (job_id, depends_on_job_id)
+     SELECT md5(n::text)::uuid, md5((n - k)::text)::uuid
+       FROM generate_series(100, {JOBS}, 100) n, generate_series(1, 5) k;
+UPDATE jobs SET dependencies = 5 WHERE status = 'PENDING';
 INSERT INTO dataset_permissions (user_id, dataset_id, level)
      SELECT {OWNERS + 2}, {DATASETS} - 1, 'read'
       UNION ALL SELECT {OWNERS + 3}, 1, 'read'

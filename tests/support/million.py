@@ -86,6 +86,26 @@ _FILL = (
                              ELSE 'COMPLETED' END AS status
                    FROM generate_series(1, {JOBS}) n) drawn
     """,
+    # One of ten that are active waits for five others, and one that failed has very many dependants.
+    """
+    INSERT INTO job_dependencies (job_id, depends_on_job_id)
+         SELECT active.job_id, other.job_id
+           FROM (SELECT job_id, row_number() OVER () AS n FROM jobs
+                  WHERE end_time IS NULL AND hashtext(job_id::text) % 10 = 0) active
+           JOIN (SELECT job_id, row_number() OVER () AS n FROM jobs WHERE end_time IS NOT NULL LIMIT 50000) other
+             ON other.n BETWEEN active.n * 5 AND active.n * 5 + 4
+    """,
+    """
+    INSERT INTO job_dependencies (job_id, depends_on_job_id)
+         SELECT job_id, (SELECT job_id FROM jobs WHERE status = 'FAILED' ORDER BY job_id LIMIT 1)
+           FROM jobs WHERE status = 'CANCELLED' LIMIT 10000
+    """,
+    """
+    UPDATE jobs SET dependencies = waiting.n
+      FROM (SELECT job_id, count(*) AS n FROM job_dependencies GROUP BY job_id) waiting
+     WHERE waiting.job_id = jobs.job_id
+    """,
+    "INSERT INTO ended_dependencies (job_id) SELECT job_id FROM jobs WHERE status = 'FAILED' LIMIT 2000",
     """
     INSERT INTO job_events (type, job_id, actor_id, actor_soeid, status_before, status_after, time)
          SELECT 'CREATED', job_id, creator_id, 'mi' || lpad(creator_id::text, 5, '0'), NULL, 'PENDING',
