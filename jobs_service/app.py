@@ -30,8 +30,13 @@ from jobs_service.transport.interceptors.admission import Bounds
 from jobs_service.transport.key_files import watch
 from jobs_service.transport.operations import Operations
 from jobs_service.transport.server import JOBS_SERVICE, PortTaken, Server, ServerSettings
+from jobs_service.upkeep.adopt_jobs import AdoptJobs
 from jobs_service.upkeep.count_jobs import CountJobs
+from jobs_service.upkeep.expire_leases import ExpireLeases
+from jobs_service.upkeep.fill_places import FillPlaces
 from jobs_service.upkeep.loop import Duty, Upkeep
+from jobs_service.upkeep.pauses import Pauses
+from jobs_service.upkeep.promote_jobs import PromoteJobs
 from jobs_service.upkeep.purge_history import PurgeHistory
 from jobs_service.upkeep.purge_jobs import PurgeJobs
 from jobs_service.upkeep.tell_dependants import TellDependants
@@ -102,6 +107,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     signals = Signals()
+    pauses = Pauses()
     operations = Operations(
         JobService(storage.database, signals),
         AccessService(storage.database),
@@ -118,7 +124,7 @@ async def _serve(
     )
     health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
     metrics.ready_is(lambda: health.ready)
-    upkeep = Upkeep(_duties(config, storage.database, signals, metrics), metrics.duties)
+    upkeep = Upkeep(_duties(config, storage.database, signals, pauses, metrics), metrics.duties)
     tls = credentials.tls
     metrics.keys.ask(
         lambda: {group.what: group.refused for group in credentials.files},
@@ -133,7 +139,11 @@ async def _serve(
         _log.info("serving", extra={"fields": _serving(config, port, mtls_port)})
         ready(port)
         upkeep.start()
-        tasks = [asyncio.create_task(health.run()), asyncio.create_task(watch(credentials.files))]
+        tasks = [
+            asyncio.create_task(health.run()),
+            asyncio.create_task(watch(credentials.files)),
+            asyncio.create_task(pauses.run()),
+        ]
         if storage.postgres is not None:
             tasks.append(asyncio.create_task(keep_alive(storage.postgres)))
         for task in tasks:
@@ -148,8 +158,17 @@ async def _serve(
         await _end(upkeep, storage.database)
 
 
-def _duties(config: Config, database: Database, signals: Signals, metrics: Metrics) -> list[Duty]:
-    duties: list[Duty] = [CountJobs(database, metrics.jobs), TellDependants(database, signals)]
+def _duties(
+    config: Config, database: Database, signals: Signals, pauses: Pauses, metrics: Metrics
+) -> list[Duty]:
+    duties: list[Duty] = [
+        CountJobs(database, metrics.jobs),
+        TellDependants(database, signals),
+        ExpireLeases(database, signals, pauses),
+        PromoteJobs(database, signals),
+        AdoptJobs(database, signals),
+        FillPlaces(database, signals),
+    ]
     if config.keep_jobs_days is not None:
         duties.append(PurgeJobs(database, timedelta(days=config.keep_jobs_days), metrics.work))
     if config.keep_history_days is not None:

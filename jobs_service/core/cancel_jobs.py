@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from jobs_service.core.end_claims import follow_up
 from jobs_service.model.caller import Caller
 from jobs_service.model.job import Job, JobStatus
 from jobs_service.model.states import EventType
@@ -27,6 +28,11 @@ def cancel_locked(tx: Transaction, cancellations: Sequence[Cancellation]) -> lis
     moments = tx.jobs.cancel({each.job.job_id: (each.by.soeid, each.reason) for each in cancellations})
     cancelled = [_cancelled(each, *moments[each.job.job_id]) for each in cancellations]
     tx.events.append([_event(each, job) for each, job in zip(cancellations, cancelled, strict=True)])
+    job_ids = [each.job.job_id for each in cancellations]
+    freed = tx.queue.remove(job_ids)
+    revoked = tx.endings.revoke(job_ids)
+    follow_up(tx, ended=job_ids, freed=freed | revoked.limited)
+    tx.news.revoked |= revoked.job_ids
     return cancelled
 
 

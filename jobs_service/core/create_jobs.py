@@ -92,7 +92,17 @@ def create_jobs(
     if together:
         _require_all(results)
     tx.events.append([_created_event(item) for item in items if item.inserted is not None])
+    _follow_up(tx, items)
     return results
+
+
+def _follow_up(tx: Transaction, items: Sequence[_Item]) -> None:
+    """Give places to jobs of limited data sets, and note what can be claimed now."""
+    held = {item.request.job.dataset_id for item in items if item.inserted and item.inserted.held}
+    tx.news.ready |= tx.places.fill(held)
+    tx.news.ready |= {
+        item.request.job.run_type for item in items if item.inserted and item.inserted.claimable
+    }
 
 
 def _require_all(results: Sequence[CreateResult | JobsError | None]) -> None:
@@ -192,7 +202,6 @@ def _insert(tx: Transaction, items: Sequence[_Item]) -> None:
         if item.insert is not None:
             item.inserted = created.get(item.insert.job_id)
     _insert_dependencies(tx, items)
-    tx.places.fill({item.request.job.dataset_id for item in items if item.inserted and item.inserted.held})
 
 
 def _insert_dependencies(tx: Transaction, items: Sequence[_Item]) -> None:

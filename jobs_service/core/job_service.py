@@ -12,11 +12,12 @@ from jobs_service.core import permissions
 from jobs_service.core.batches import decided, get_batch
 from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
 from jobs_service.core.create_jobs import create_jobs
-from jobs_service.core.dependants import tell
+from jobs_service.core.locked_jobs import allowed, locked_job
 from jobs_service.core.payloads import fitting, with_payloads
 from jobs_service.core.permissions import Action
+from jobs_service.core.retry_jobs import retry_jobs
 from jobs_service.core.signals import Signals
-from jobs_service.model.errors import JobNotCancellable, JobNotFound, JobsError, RowLocked, UserNotFound
+from jobs_service.model.errors import JobNotCancellable, JobsError, RowLocked, UserNotFound
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import (
     BatchGetRequest,
@@ -27,12 +28,12 @@ from jobs_service.model.requests import (
     JobFilter,
     ListRequest,
     Page,
+    RetryRequest,
 )
 from jobs_service.model.states import may_become
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Database, Transaction
 from jobs_service.storage.job_list import TOTAL_CAP
-from jobs_service.storage.job_store import LockedJobs
 
 
 class JobService:
@@ -65,7 +66,9 @@ class JobService:
         self, requests: Sequence[CreateRequest], *, wait: bool
     ) -> list[CreateResult | JobsError]:
         with self._database.transaction() as tx:
-            return create_jobs(tx, requests, wait=wait)
+            results = create_jobs(tx, requests, wait=wait)
+        self._signals.tell(tx.news)
+        return results
 
     def get_jobs(self, requests: Sequence[GetRequest], view: JobView) -> list[Job | JobsError]:
         """Return the jobs asked for. Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound."""
@@ -125,23 +128,39 @@ class JobService:
 
     def _cancel_jobs(self, requests: Sequence[CancelRequest], *, wait: bool) -> list[Job | JobsError]:
         with self._database.transaction() as tx:
-            allowed = _allowed_to_cancel(tx, requests)
-            found = tx.jobs.lock([job.job_id for job in allowed if isinstance(job, Job)], wait=wait)
+            permitted = allowed(tx, Action.CANCEL, [GetRequest(one.caller, one.job_id) for one in requests])
+            found = tx.jobs.lock([job.job_id for job in permitted if isinstance(job, Job)], wait=wait)
             winners: dict[UUID, Cancellation] = {}
             results: list[Job | JobsError] = []
-            for request, allowance in zip(requests, allowed, strict=True):
+            for request, allowance in zip(requests, permitted, strict=True):
                 try:
-                    job = _locked_job(allowance, found)
+                    job = locked_job(allowance, found)
                     _require_cancellable(job, winners.get(job.job_id))
                     winners[job.job_id] = Cancellation(job, request.caller, request.reason)
                     results.append(job)
                 except JobsError as refusal:
                     results.append(refusal)
             cancelled = {job.job_id: job for job in cancel_locked(tx, list(winners.values()))}
-            told = tell(tx, cancelled)
-            ready = told.run_types | tx.places.fill(told.limited)
-        self._signals.ready.tell(ready)
+        self._signals.tell(tx.news)
         return [cancelled[result.job_id] if isinstance(result, Job) else result for result in results]
+
+    def retry_jobs(self, requests: Sequence[RetryRequest]) -> list[Job | JobsError]:
+        """Make jobs that are FAILED or CANCELLED PENDING again: of several requests for one the first wins.
+
+        Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound, JobPermissionDenied,
+        JobNotRetryable, DependencyNotFound, DependencyNotSatisfiable, RowLocked where another
+        transaction holds the job, or what it needs, for too long.
+        """
+        try:
+            return self._retry_jobs(requests, wait=True)
+        except RowLocked:
+            return self._retry_jobs(requests, wait=False)
+
+    def _retry_jobs(self, requests: Sequence[RetryRequest], *, wait: bool) -> list[Job | JobsError]:
+        with self._database.transaction() as tx:
+            results = retry_jobs(tx, requests, wait=wait)
+        self._signals.tell(tx.news)
+        return results
 
 
 def _require_owner(tx: Transaction, wanted: JobFilter) -> None:
@@ -152,24 +171,6 @@ def _require_owner(tx: Transaction, wanted: JobFilter) -> None:
         raise UserNotFound(
             user_id=None if wanted.owner_soeid else wanted.owner_id, user_soeid=wanted.owner_soeid
         )
-
-
-def _allowed_to_cancel(tx: Transaction, requests: Sequence[CancelRequest]) -> list[Job | JobsError]:
-    """Decide who may before anything is locked: nobody holds, or waits for, what is not theirs to change."""
-    asked = [GetRequest(request.caller, request.job_id) for request in requests]
-    found = tx.jobs.find(asked, JobView.BASIC)
-    return [decided(Action.CANCEL, request, answer) for request, answer in zip(asked, found, strict=True)]
-
-
-def _locked_job(allowance: Job | JobsError, found: LockedJobs) -> Job:
-    """The job as it is under its lock. Raises the refusal, RowLocked, JobNotFound."""
-    if isinstance(allowance, JobsError):
-        raise allowance
-    if allowance.job_id not in found.jobs:
-        raise JobNotFound(job_id=allowance.job_id)
-    if allowance.job_id not in found.locked:
-        raise RowLocked
-    return found.jobs[allowance.job_id]
 
 
 def _require_cancellable(job: Job, winner: Cancellation | None) -> None:

@@ -27,6 +27,7 @@ class Action(Enum):
     READ_SOURCE = "use as a source of SQL"
     SHOW = "see a job, its status and its place in lists"
     CANCEL = "cancel a job"
+    RETRY = "make a job that has ended PENDING again"
 
 
 NEEDED_LEVEL: dict[Action, Level] = {
@@ -35,10 +36,11 @@ NEEDED_LEVEL: dict[Action, Level] = {
     Action.READ_SOURCE: Level.READ,
     Action.SHOW: Level.READ,
     Action.CANCEL: Level.WRITE,
+    Action.RETRY: Level.WRITE,
 }
 """The level on the data set that an action takes. The role admin needs none."""
 
-OWN_JOB = frozenset({Action.SHOW, Action.CANCEL})
+OWN_JOB = frozenset({Action.SHOW, Action.CANCEL, Action.RETRY})
 """What a job's owner and its creator may do without any level."""
 
 CREATING: dict[RunType, Action] = {
@@ -127,6 +129,11 @@ def require_job(action: Action, caller: Caller, standing: Standing, job: Job | N
     if not _may(action, caller, standing, job):
         raise JobPermissionDenied(job_id=job_id, required_permission=NEEDED_LEVEL[action].word)
     return job
+
+
+def works_on(role: Role | None, granted: Collection[RunType], run_type: RunType) -> bool:
+    """Whether jobs of this run type are the worker's to know of."""
+    return role is Role.ADMIN or run_type in granted
 
 
 def _may(action: Action, caller: Caller, standing: Standing, job: Job) -> bool:

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 from uuid import UUID
 
 from jobs_service.model.job import RunType
+from jobs_service.model.news import News as Happened
 
 News = TypeVar("News")
 
@@ -37,3 +38,8 @@ class Signals:
     def __init__(self) -> None:
         self.ready = Signal[RunType]()
         self.revoked = Signal[UUID]()
+
+    def tell(self, happened: Happened) -> None:
+        """Tell everybody what a transaction did that is committed now."""
+        self.ready.tell(happened.ready)
+        self.revoked.tell(happened.revoked)

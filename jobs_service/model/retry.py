@@ -7,6 +7,8 @@ from datetime import timedelta
 DEFAULT_MAX_ATTEMPTS = 3
 MAX_RELEASES = 100
 """In a row; the next one costs an attempt."""
+MAX_TOTAL_ATTEMPTS = 10_000
+"""Of one job, however often it is retried: each may leave a row that is kept as long as the job."""
 DEFAULT_RUN_TIMEOUT = timedelta(hours=24)
 _JITTER = 0.2
 

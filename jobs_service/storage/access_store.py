@@ -16,7 +16,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from jobs_service.model.caller import Caller, Level, Role, Standing
 from jobs_service.model.job import RunType
@@ -68,6 +68,14 @@ _STANDINGS = (
     .select_from(_asked)
     .order_by(_asked.c.n)
 )
+_dataset_ids = bindparam("dataset_ids", type_=ARRAY(BigInteger))
+_KEEP_DATASETS = (
+    select(datasets.c.dataset_id)
+    .where(datasets.c.dataset_id == func.any(_dataset_ids))
+    .order_by(datasets.c.dataset_id)
+    .with_for_update(read=True, key_share=True)
+)
+_KEEP_DATASETS_FREE = _KEEP_DATASETS.with_for_update(read=True, key_share=True, skip_locked=True)
 _EXISTING = select(users.c.user_id).where(users.c.user_id == bindparam("user_id"))
 _BY_SOEID = select(users.c.soeid, users.c.user_id).where(users.c.soeid == func.any(bindparam("soeids")))
 
@@ -117,6 +125,15 @@ class AccessStore:
             )
             for row in self._connection.execute(_STANDINGS, rows(asked))
         ]
+
+    def keep_datasets(self, dataset_ids: Collection[int], *, wait: bool) -> set[int]:
+        """Keep these data sets from being deleted until the transaction ends; returns those that there are.
+
+        wait: for a transaction that is deleting one, which raises RowLocked after the lock limit; else that
+        one is left out.
+        """
+        statement = _KEEP_DATASETS if wait else _KEEP_DATASETS_FREE
+        return set(self._connection.execute(statement, {"dataset_ids": sorted(dataset_ids)}).scalars())
 
     def user_exists(self, user_id: int) -> bool:
         """Whether there is a user of that id."""

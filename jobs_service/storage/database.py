@@ -9,9 +9,11 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs_service.model.errors import DatabaseUnavailable, DeadlineExceeded, JobsError, TransactionRolledBack
+from jobs_service.model.news import News
 from jobs_service.storage import driver_errors
 from jobs_service.storage.access_store import AccessStore
 from jobs_service.storage.dependency_store import DependencyStore
+from jobs_service.storage.ending_store import EndingStore
 from jobs_service.storage.engine import (
     Limits,
     commit,
@@ -25,11 +27,13 @@ from jobs_service.storage.job_counts import JobCounts
 from jobs_service.storage.job_list import JobList
 from jobs_service.storage.job_queue import JobQueue
 from jobs_service.storage.job_store import JobStore
+from jobs_service.storage.lease_store import LeaseStore
 from jobs_service.storage.observed import observe_pool, observed
 from jobs_service.storage.places import Places
 from jobs_service.storage.queue_duties import QueueDuties
 from jobs_service.storage.queue_figures import QueueFigures
 from jobs_service.storage.retention import Retention
+from jobs_service.storage.retry_store import RetryStore
 from jobs_service.storage.schema import SchemaReport, report
 from jobs_service.storage.watchdog import Watchdog
 from jobs_service.telemetry.metrics import DatabaseMetrics, Metrics
@@ -45,15 +49,22 @@ _READ_SETTINGS = select(
 
 
 class Transaction:
-    """The stores, in one transaction. Used once, within the with block that made it."""
+    """The stores, in one transaction. Used once, within the with block that made it.
+
+    news: what is to be told to others after the block.
+    """
 
     def __init__(self, connection: Connection) -> None:
+        self.news = News()
         self.access = AccessStore(connection)
         self.jobs = JobStore(connection)
         self.job_list = JobList(connection)
         self.queue = JobQueue(connection)
         self.queue_duties = QueueDuties(connection)
         self.places = Places(connection)
+        self.leases = LeaseStore(connection)
+        self.endings = EndingStore(connection)
+        self.retries = RetryStore(connection)
         self.events = EventStore(connection)
         self.dependencies = DependencyStore(connection)
         self.event_readers = EventReaders(connection)

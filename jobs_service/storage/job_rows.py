@@ -1,12 +1,23 @@
 """How a job is read: the columns of each view, its names among them, and the row made a Job."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, null, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, ColumnElement, Row, case, cast, func, null, select
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from jobs_service.model.job import Job, JobError, JobStatus, JobView, RunType
+from jobs_service.model.job import (
+    MAX_SHOWN_ATTEMPTS,
+    Attempt,
+    AttemptOutcome,
+    Job,
+    JobError,
+    JobStatus,
+    JobView,
+    RunType,
+)
 from jobs_service.storage.dependency_store import waiting_on
+from jobs_service.storage.queue_tables import job_attempts, job_leases
 from jobs_service.storage.tables import datasets, jobs, users
 
 _PAYLOADS = (jobs.c.run_parameters, jobs.c.output_summary)
@@ -25,7 +36,54 @@ _BASIC: list[ColumnElement[Any]] = [
         ((jobs.c.status == JobStatus.PENDING.value) & (jobs.c.dependencies > 0), waiting_on(jobs.c.job_id))
     ).label("waiting_on"),
 ]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _microseconds(time: ColumnElement[Any]) -> ColumnElement[int]:
+    # As a number: the text of a time depends on settings of the session.
+    return cast(func.extract("epoch", time) * 1_000_000, BigInteger)
+
+
+_attempts = func.array(
+    select(
+        func.jsonb_build_array(
+            job_attempts.c.number,
+            job_attempts.c.worker_id,
+            _microseconds(job_attempts.c.start_time),
+            _microseconds(job_attempts.c.end_time),
+            job_attempts.c.outcome,
+            job_attempts.c.error_type,
+            job_attempts.c.error_message,
+            job_attempts.c.error_retryable,
+            type_=JSONB(),
+        )
+    )
+    .where(job_attempts.c.job_id == jobs.c.job_id)
+    .order_by(job_attempts.c.claim.desc())
+    .limit(MAX_SHOWN_ATTEMPTS)
+    .scalar_subquery(),
+    type_=ARRAY(JSONB),
+)
+_lease = (
+    select(
+        func.jsonb_build_array(
+            job_leases.c.attempt,
+            job_leases.c.worker_id,
+            _microseconds(job_leases.c.start_time),
+            _microseconds(job_leases.c.lease_expire_time),
+            type_=JSONB(),
+        )
+    )
+    .where(job_leases.c.job_id == jobs.c.job_id)
+    .scalar_subquery()
+)
+# Looked up only where there can be any: most jobs that are listed or read wait, or were claimed once.
+_CLAIMS: list[ColumnElement[Any]] = [
+    case((jobs.c.claims > 0, _attempts)).label("ended_attempts"),
+    case((jobs.c.status == JobStatus.RUNNING.value, _lease)).label("lease"),
+]
 _left_out = null().cast(JSONB(none_as_null=True))
+_NO_CLAIMS = [null().cast(column.type).label(column.name) for column in _CLAIMS]
 _summary_if_completed = case(
     (jobs.c.status == JobStatus.COMPLETED.value, jobs.c.output_summary), else_=_left_out
 )
@@ -36,18 +94,22 @@ COLUMNS: dict[JobView, list[ColumnElement[Any]]] = {
         *_BASIC,
         _left_out.label("run_parameters"),
         _left_out.label("output_summary"),
+        *_NO_CLAIMS,
     ],
     JobView.STATUS: [
         *_BASIC,
         _left_out.label("run_parameters"),
         _summary_if_completed.label("output_summary"),
+        *_NO_CLAIMS,
     ],
-    JobView.FULL: [*_BASIC, *_PAYLOADS],
+    JobView.FULL: [*_BASIC, *_PAYLOADS, *_CLAIMS],
 }
 
 
 def job_of(row: Row[Any]) -> Job:
     """Return the job of a row that has the COLUMNS of a view."""
+    ended = tuple(_ended_attempt(*values) for values in reversed(row.ended_attempts or ()))
+    running = () if row.lease is None else (_running_attempt(*row.lease[:3]),)
     return Job(
         job_id=row.job_id,
         run_type=RunType(row.run_type),
@@ -79,6 +141,40 @@ def job_of(row: Row[Any]) -> Job:
         run_parameters=row.run_parameters,
         output_summary=row.output_summary,
         waiting_on=tuple(row.waiting_on or ()),
+        attempts=(ended + running)[-MAX_SHOWN_ATTEMPTS:],
+        worker_id=None if row.lease is None else row.lease[1],
+        lease_expire_time=None if row.lease is None else _time(row.lease[3]),
+    )
+
+
+def _time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _running_attempt(number: int, worker_id: str, start: int) -> Attempt:
+    return Attempt(number=number, worker_id=worker_id, start_time=_time(start))
+
+
+def _ended_attempt(
+    number: int,
+    worker_id: str,
+    start: int,
+    end: int,
+    outcome: str,
+    error_type: str | None,
+    error_message: str | None,
+    error_retryable: bool | None,
+) -> Attempt:
+    error = None
+    if error_type is not None:
+        error = JobError(type=error_type, message=error_message or "", retryable=bool(error_retryable))
+    return Attempt(
+        number=number,
+        worker_id=worker_id,
+        start_time=_time(start),
+        end_time=_time(end),
+        outcome=AttemptOutcome(outcome),
+        error=error,
     )
 
 

@@ -112,7 +112,9 @@ _LOCK = (
     select(jobs.c.job_id).where(jobs.c.job_id == func.any(_job_ids)).order_by(jobs.c.job_id).with_for_update()
 )
 _LOCK_FREE = _LOCK.with_for_update(skip_locked=True)
-_BY_ID = select(*COLUMNS[JobView.FULL]).where(jobs.c.job_id == func.any(_job_ids))
+_BY_ID = {
+    view: select(*columns).where(jobs.c.job_id == func.any(_job_ids)) for view, columns in COLUMNS.items()
+}
 
 _cancel = recordset("cancel", {"job_id": Uuid(), "soeid": Text(), "reason": Text()})
 # Not now(): that is when the transaction began, before it waited for the lock. And never earlier
@@ -128,6 +130,7 @@ _CANCEL = (
         version=jobs.c.version + 1,
         cancelled_by_soeid=_cancel.c.soeid,
         cancel_reason=_cancel.c.reason,
+        lease_token=None,
     )
     .returning(jobs.c.job_id, jobs.c.end_time, jobs.c.version)
 )
@@ -195,9 +198,14 @@ class JobStore:
         """
         parameters = {"job_ids": sorted(set(job_ids))}
         locked = self._connection.execute(_LOCK if wait else _LOCK_FREE, parameters).scalars()
+        locked_ids = frozenset(locked)
         # Read after the locks: a row that was waited for is seen as its last writer left it.
-        jobs_read = self._connection.execute(_BY_ID, parameters)
-        return LockedJobs({row.job_id: job_of(row) for row in jobs_read}, frozenset(locked))
+        return LockedJobs(self.read(job_ids, JobView.FULL), locked_ids)
+
+    def read(self, job_ids: Collection[UUID], view: JobView) -> dict[UUID, Job]:
+        """Return these jobs as they are now; unknown ids are left out."""
+        found = self._connection.execute(_BY_ID[view], {"job_ids": sorted(set(job_ids))})
+        return {row.job_id: job_of(row) for row in found}
 
     def cancel(
         self, cancellations: Mapping[UUID, tuple[str, str | None]]

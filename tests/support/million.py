@@ -92,7 +92,8 @@ _FILL = (
          SELECT active.job_id, other.job_id
            FROM (SELECT job_id, row_number() OVER () AS n FROM jobs
                   WHERE end_time IS NULL AND hashtext(job_id::text) % 10 = 0) active
-           JOIN (SELECT job_id, row_number() OVER () AS n FROM jobs WHERE end_time IS NOT NULL LIMIT 50000) other
+           JOIN (SELECT job_id, row_number() OVER () AS n FROM jobs
+                  WHERE end_time IS NOT NULL LIMIT 50000) other
              ON other.n BETWEEN active.n * 5 AND active.n * 5 + 4
     """,
     """
