@@ -8,22 +8,27 @@ the dependant, which has ended too, or it could be retried as if nothing had fai
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     DateTime,
     Integer,
     Interval,
+    Select,
     Text,
     Uuid,
     bindparam,
     cast,
     delete,
     exists,
+    false,
     func,
     literal,
+    literal_column,
     select,
     tuple_,
     update,
@@ -69,7 +74,8 @@ class DeletedEvents:
     last: int
 
 
-_ended_long_ago = jobs.c.end_time < func.now() - bindparam("age", type_=Interval)
+_long_ago = func.now() - cast(bindparam("age"), Interval)
+_ended_long_ago = jobs.c.end_time < _long_ago
 _after_time = bindparam("end_time", type_=DateTime(timezone=True))
 _AGED = (
     select(jobs.c.end_time, jobs.c.job_id)
@@ -103,20 +109,27 @@ _FREE = select(jobs.c.job_id, jobs.c.status).where(
     ~exists().where(ended_dependencies.c.job_id == jobs.c.job_id),
     ~exists().where(
         job_events.c.job_id == jobs.c.job_id,
-        tuple_(job_events.c.transaction_id, job_events.c.event_id) > _place,
+        # Not ">": an index of all that is unread shall not seem good for finding what is of one job.
+        (tuple_(job_events.c.transaction_id, job_events.c.event_id) <= _place).is_(false()),
     ),
 )
 
-_named = (
-    select(job_dependencies.c.job_id, job_dependencies.c.depends_on_job_id)
+
+def _lie_at(table: str, places: Select[Any]) -> ColumnElement[bool]:
+    """The condition that a row is where one of these lies.
+
+    For thousands of keys the planner may read the whole table rather than an index; so it can't.
+    """
+    return literal_column(f"{table}.ctid") == func.any(func.array(places.scalar_subquery()))
+
+
+_named: Select[Any] = (
+    select(literal_column("job_dependencies.ctid"))
+    .select_from(job_dependencies)
     .where(job_dependencies.c.depends_on_job_id == func.any(_job_ids))
     .limit(literal(DEPENDANTS, Integer, literal_execute=True))
-    .cte("named")
 )
-_FORGET_DEPENDANTS = delete(job_dependencies).where(
-    job_dependencies.c.job_id == _named.c.job_id,
-    job_dependencies.c.depends_on_job_id == _named.c.depends_on_job_id,
-)
+_FORGET_DEPENDANTS = delete(job_dependencies).where(_lie_at("job_dependencies", _named))
 _STILL_NAMED = (
     select(job_dependencies.c.depends_on_job_id)
     .where(job_dependencies.c.depends_on_job_id == func.any(_job_ids))
@@ -145,26 +158,30 @@ _DELETE = (
 )
 
 _oldest = (
-    select(job_events.c.event_id, job_events.c.time, job_events.c.transaction_id)
+    select(
+        literal_column("job_events.ctid").label("place"),
+        job_events.c.event_id,
+        job_events.c.time,
+        job_events.c.transaction_id,
+    )
     .where(job_events.c.event_id > bindparam("after", type_=BigInteger))
     .order_by(job_events.c.event_id)
     .limit(literal(EVENTS, Integer, literal_execute=True))
     .cte("oldest")
 )
+_old_and_read = select(_oldest.c.place).where(
+    _oldest.c.time < _long_ago, tuple_(_oldest.c.transaction_id, _oldest.c.event_id) <= _place
+)
 _going = (
-    select(job_events.c.event_id)
-    .where(
-        job_events.c.event_id == _oldest.c.event_id,
-        _oldest.c.time < func.now() - bindparam("age", type_=Interval),
-        tuple_(_oldest.c.transaction_id, _oldest.c.event_id) <= _place,
-    )
-    .order_by(job_events.c.event_id)
-    .with_for_update(of=job_events, skip_locked=True)
+    select(literal_column("job_events.ctid").label("place"))
+    .select_from(job_events)
+    .where(_lie_at("job_events", _old_and_read))
+    .with_for_update(skip_locked=True)
     .cte("going")
 )
 _deleted = (
     delete(job_events)
-    .where(job_events.c.event_id == _going.c.event_id)
+    .where(_lie_at("job_events", select(_going.c.place)))
     .returning(job_events.c.event_id)
     .cte("deleted")
 )
