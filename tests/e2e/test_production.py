@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 
 from jobs_service.cli import ExitCode
 from jobs_service.model.caller import Level
+from jobs_service.storage.queue_tables import TURN_CLOCKS
 from tests.conftest import service_settings
 from tests.e2e.load import serving
 from tests.support.client import Client
@@ -84,6 +85,32 @@ def test_it_serves_as_a_user_who_owns_nothing_and_can_change_no_table(
         for statement in FORBIDDEN:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 sql.execute(statement.encode())
+
+
+def take_turns(app_url: str) -> None:
+    """As claims and creates do it."""
+    with connect(app_url) as sql:
+        for clock in TURN_CLOCKS.values():
+            taken = sql.execute("SELECT setval(%s, 7), pg_sequence_last_value(%s)", (clock.name, clock.name))
+            assert taken.fetchone() == (7, 7)
+
+
+def test_the_user_that_serves_may_take_turns_on_a_new_database_and_on_one_of_the_first_release(
+    urls: tuple[str, str],
+) -> None:
+    owner, app = urls
+    with connect(owner) as sql:
+        # What the README of release 0.1.0 said gave nothing of the kind.
+        sql.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON SEQUENCES FROM jobs_app")
+    migrate(owner)
+    take_turns(app)
+    with connect(owner) as sql:
+        [_, as_owner] = blocks("The database's users", "sql")
+        sql.execute("DROP SCHEMA public CASCADE")
+        sql.execute("CREATE SCHEMA public")
+        sql.execute(as_owner.encode())
+    migrate(owner)
+    take_turns(app)
 
 
 def dumped_and_restored(source: str, target: str) -> None:

@@ -141,7 +141,7 @@ SMALL = {"job_counts", "event_readers", "ended_dependencies", "job_leases", "job
 
 
 PORTIONS = 40
-# What the first portions looked at and left: jobs that others wait for.
+# What the first portions look at and leave: jobs that others wait for.
 _PROTECTED = """
 SELECT count(*)
   FROM (SELECT job_id FROM jobs WHERE end_time IS NOT NULL ORDER BY end_time, job_id LIMIT %s) first
@@ -204,6 +204,7 @@ def test_a_portion_is_deleted_whole_and_says_how_long_it_took(
 ) -> None:
     """Changes the database: the last one."""
     metrics = Metrics().work
+    protected = full.world.sql.execute(_PROTECTED, (PORTIONS * JOBS,)).fetchone()
     lines = [str(full.world.sql.info.server_version)]
     duties: list[Duty] = [
         PurgeJobs(full.world.database, AGE, metrics),
@@ -219,7 +220,7 @@ def test_a_portion_is_deleted_whole_and_says_how_long_it_took(
     with capsys.disabled():
         print("\n" + "\n".join(lines))
     left = full.world.sql.execute("SELECT count(*) FROM jobs").fetchone()
-    protected = full.world.sql.execute(_PROTECTED, (PORTIONS * JOBS,)).fetchone()
     assert left is not None
     assert protected is not None
+    assert 0 < protected[0] < PORTIONS * JOBS
     assert left[0] == million.JOBS - PORTIONS * JOBS + protected[0]

@@ -148,6 +148,22 @@ _NEW = (
     )
     """,
 )
+# A database whose users were made for a release without sequences of its own.
+_LET_TAKE_TURNS = """
+DO $$
+DECLARE taker RECORD;
+BEGIN
+    FOR taker IN SELECT DISTINCT grantee, turns.oid::regclass AS turns
+                   FROM pg_class made, aclexplode(made.relacl) allowed, pg_class turns
+                  WHERE made.oid = 'jobs'::regclass AND allowed.privilege_type = 'INSERT'
+                    AND allowed.grantee <> 0 AND allowed.grantee <> made.relowner
+                    AND turns.relkind = 'S' AND turns.relname LIKE 'job\\_turn\\_%'
+                    AND turns.relnamespace = made.relnamespace
+    LOOP
+        EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE %s TO %s', taker.turns, taker.grantee::regrole);
+    END LOOP;
+END $$
+"""
 
 
 def upgrade() -> None:
@@ -166,6 +182,7 @@ def upgrade() -> None:
             build_patiently(f"CREATE INDEX CONCURRENTLY {name} ON jobs {definition}")
     for statement in _NEW:
         op.execute(statement)
+    op.get_bind().exec_driver_sql(_LET_TAKE_TURNS.replace("%", "%%"))
 
 
 def _allow_event_types() -> None:
