@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from jobs_service.core import permissions
-from jobs_service.core.batches import decided, get_batch
+from jobs_service.core.batches import (
+    OF_CALLER,
+    choose_to_cancel,
+    create_batch,
+    decided,
+    get_batch,
+    require_owner,
+)
 from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
 from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.locked_jobs import allowed, locked_job
@@ -17,22 +24,23 @@ from jobs_service.core.payloads import fitting, with_payloads
 from jobs_service.core.permissions import Action
 from jobs_service.core.retry_jobs import retry_jobs
 from jobs_service.core.signals import Signals
-from jobs_service.model.errors import JobNotCancellable, JobsError, RowLocked, UserNotFound
+from jobs_service.model.errors import JobNotCancellable, JobsError, RowLocked
 from jobs_service.model.job import Job, JobStatus, JobView
 from jobs_service.model.requests import (
+    BatchCancelRequest,
+    BatchCancelResult,
     BatchGetRequest,
     CancelRequest,
     CreateRequest,
     CreateResult,
     GetRequest,
-    JobFilter,
     ListRequest,
     Page,
     RetryRequest,
 )
 from jobs_service.model.states import may_become
 from jobs_service.storage.access_store import StandingQuestion
-from jobs_service.storage.database import Database, Transaction
+from jobs_service.storage.database import Database
 from jobs_service.storage.job_list import TOTAL_CAP
 
 
@@ -70,6 +78,16 @@ class JobService:
         self._signals.tell(tx.news)
         return results
 
+    def create_batch(self, requests: Sequence[CreateRequest]) -> list[CreateResult]:
+        """Create all of the jobs or none, in their order. The requests are one caller's, see check_entries.
+
+        Raises what create_jobs refuses the first of them with; the metadata name its index.
+        """
+        with self._database.transaction() as tx:
+            results = create_batch(tx, requests)
+        self._signals.tell(tx.news)
+        return results
+
     def get_jobs(self, requests: Sequence[GetRequest], view: JobView) -> list[Job | JobsError]:
         """Return the jobs asked for. Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound."""
         with self._database.one_statement() as tx:
@@ -98,7 +116,7 @@ class JobService:
         with self._database.snapshot(seconds=seconds) as tx:
             standing = tx.access.standings([StandingQuestion(request.caller)])[0]
             permissions.require_known(request.caller, standing)
-            _require_owner(tx, wanted)
+            require_owner(tx, wanted)
             viewer = None if permissions.sees_everything(standing) else request.caller.subject_id
             found = tx.job_list.newest(
                 viewer, wanted, cursor=request.cursor, skip=request.skip, limit=request.page_size + 1
@@ -114,22 +132,45 @@ class JobService:
             total_capped=total == TOTAL_CAP,
         )
 
-    def cancel_jobs(self, requests: Sequence[CancelRequest]) -> list[Job | JobsError]:
+    def cancel_batch(self, request: BatchCancelRequest, *, seconds: float) -> BatchCancelResult:
+        """Cancel the jobs asked for, or the newest that match and that the caller may cancel.
+
+        Each for itself: refusals as of cancel_jobs. seconds: what to choose them may take, else
+        DeadlineExceeded. Raises CallerUnknown, RoleRequired, UserNotFound (the owner in the filter, too).
+        """
+        job_ids: Sequence[UUID] = request.job_ids
+        if request.filter is not None:
+            # A transaction of its own: what is found is locked, and decided on, anew.
+            with self._database.snapshot(seconds=seconds) as tx:
+                job_ids = choose_to_cancel(tx, request, request.filter)
+        chosen = job_ids[: request.limit]
+        wanted = [CancelRequest(request.caller, job_id, request.reason) for job_id in chosen]
+        results = self.cancel_jobs(wanted, JobView.BASIC) if wanted else []
+        for result in results:
+            if isinstance(result, OF_CALLER):
+                raise result
+        return BatchCancelResult(list(zip(chosen, results, strict=True)), more=len(chosen) < len(job_ids))
+
+    def cancel_jobs(
+        self, requests: Sequence[CancelRequest], view: JobView = JobView.FULL
+    ) -> list[Job | JobsError]:
         """Cancel the jobs asked for: of several requests for one job the first wins.
 
         Refusals: CallerUnknown, RoleRequired, UserNotFound, JobNotFound, JobPermissionDenied,
         JobNotCancellable, RowLocked where another transaction holds the job for too long.
         """
         try:
-            return self._cancel_jobs(requests, wait=True)
+            return self._cancel_jobs(requests, view, wait=True)
         except RowLocked:
             # One job that is held must not keep the others waiting for the same lock again.
-            return self._cancel_jobs(requests, wait=False)
+            return self._cancel_jobs(requests, view, wait=False)
 
-    def _cancel_jobs(self, requests: Sequence[CancelRequest], *, wait: bool) -> list[Job | JobsError]:
+    def _cancel_jobs(
+        self, requests: Sequence[CancelRequest], view: JobView, *, wait: bool
+    ) -> list[Job | JobsError]:
         with self._database.transaction() as tx:
             permitted = allowed(tx, Action.CANCEL, [GetRequest(one.caller, one.job_id) for one in requests])
-            found = tx.jobs.lock([job.job_id for job in permitted if isinstance(job, Job)], wait=wait)
+            found = tx.jobs.lock([job.job_id for job in permitted if isinstance(job, Job)], view, wait=wait)
             winners: dict[UUID, Cancellation] = {}
             results: list[Job | JobsError] = []
             for request, allowance in zip(requests, permitted, strict=True):
@@ -161,16 +202,6 @@ class JobService:
             results = retry_jobs(tx, requests, wait=wait)
         self._signals.tell(tx.news)
         return results
-
-
-def _require_owner(tx: Transaction, wanted: JobFilter) -> None:
-    """An owner whom nobody knows must never become no filter at all."""
-    if wanted.owner_id is None and wanted.owner_soeid is None:
-        return
-    if wanted.owner_id is None or not tx.access.user_exists(wanted.owner_id):
-        raise UserNotFound(
-            user_id=None if wanted.owner_soeid else wanted.owner_id, user_soeid=wanted.owner_soeid
-        )
 
 
 def _require_cancellable(job: Job, winner: Cancellation | None) -> None:

@@ -26,8 +26,10 @@ transport.errors gives each its gRPC status and public reason.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from jobs_service.model.paths import nested_path
 
 
 class JobsError(Exception):
@@ -42,6 +44,12 @@ class JobsError(Exception):
     def __init__(self, **metadata: object) -> None:
         self.metadata = {key: str(value) for key, value in metadata.items() if value is not None}
         super().__init__(self.sentence.format_map(self.metadata))
+
+    def in_entry(self, index: int) -> Self:
+        """Say which entry of a batch is refused. Metadata: index, too."""
+        self.metadata["index"] = str(index)
+        self.args = (f"requests[{index}]: {self}",)
+        return self
 
 
 class CredentialsMissing(JobsError):
@@ -138,6 +146,15 @@ class InvalidRequest(JobsError):
         self.violations = tuple(violations)
         self.args = (f"{first.field}: {first.description}",)
 
+    def in_entry(self, index: int) -> Self:
+        """Say which entry of a batch is refused: the fields become those of the whole request."""
+        entry = f"requests[{index}]"
+        InvalidRequest.__init__(
+            self, [replace(each, field=nested_path(entry, each.field)) for each in self.violations]
+        )
+        self.metadata["index"] = str(index)
+        return self
+
 
 class InvalidPageToken(InvalidRequest):
     """The token is not one of ours, or belongs to another filter or view."""
@@ -148,9 +165,12 @@ class PayloadTooLarge(InvalidRequest):
 
 
 class RequestIdConflict(JobsError):
-    """Metadata: request_id, job_id (of the job that has it)."""
+    """Metadata: request_id, job_id (of the job that has it; None: two entries of one call have it)."""
 
-    sentence = "The request_id {request_id} was used for another request, which made job {job_id}."
+    def __init__(self, *, request_id: object, job_id: object = None) -> None:
+        super().__init__(request_id=request_id, job_id=job_id)
+        used = "in another entry" if job_id is None else f"for another request, which made job {job_id}"
+        self.args = (f"The request_id {request_id} was used {used}.",)
 
 
 class JobNotCancellable(JobsError):

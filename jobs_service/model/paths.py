@@ -19,5 +19,14 @@ def field_path(root: str, parts: Iterable[str | int]) -> str:
         else:
             path += f"[{json.dumps(part)}]"
         if len(path) > MAX_PATH:
-            return path[: MAX_PATH - 3] + "..."
-    return path
+            break
+    return _cut(path)
+
+
+def nested_path(outer: str, inner: str) -> str:
+    """Return the path of what stands within another, at most MAX_PATH characters."""
+    return _cut(f"{outer}.{inner}")
+
+
+def _cut(path: str) -> str:
+    return path if len(path) <= MAX_PATH else path[: MAX_PATH - 3] + "..."

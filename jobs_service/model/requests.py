@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from jobs_service.model.caller import Caller
+from jobs_service.model.errors import JobsError
 from jobs_service.model.job import Job, JobStatus, JobView, NewJob, RunType
 
 
@@ -54,6 +55,25 @@ class CancelRequest:
     caller: Caller
     job_id: UUID
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCancelRequest:
+    """Cancel these jobs, or up to limit of those that match the filter (not both, not neither)."""
+
+    caller: Caller
+    job_ids: tuple[UUID, ...] = ()
+    filter: "JobFilter | None" = None
+    reason: str | None = None
+    limit: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCancelResult:
+    """What became of each job, as it is then in view BASIC. more: there were others that match."""
+
+    results: list[tuple[UUID, Job | JobsError]]
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from jobs_service.storage.engine import (
 )
 from jobs_service.storage.event_readers import EventReaders
 from jobs_service.storage.event_store import EventStore
+from jobs_service.storage.job_choice import JobChoice
 from jobs_service.storage.job_counts import JobCounts
 from jobs_service.storage.job_list import JobList
 from jobs_service.storage.job_queue import JobQueue
@@ -65,6 +66,7 @@ class Transaction:
         self.leases = LeaseStore(connection)
         self.endings = EndingStore(connection)
         self.retries = RetryStore(connection)
+        self.job_choice = JobChoice(connection)
         self.events = EventStore(connection)
         self.dependencies = DependencyStore(connection)
         self.event_readers = EventReaders(connection)

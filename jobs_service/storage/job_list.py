@@ -58,7 +58,7 @@ _WINDOW = 2_000
 # Whoever reads many data sets finds a page in this many rows or sees very little: dearer for all others.
 _LARGE_WINDOW = 50_000
 _MANY = 1_000
-_NEWEST = Cursor(datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
+_LAST = Cursor(datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 
 
 def _among_the_newest(shape: Shape, rows: int = _WINDOW) -> Select[Any]:
@@ -221,8 +221,8 @@ class JobList:
         """Return up to limit jobs after the cursor, newest first, skip of them left out; BASIC."""
         # As a place to begin at: as one more condition it would be checked on every newer row.
         shape = replace(Shape.of(wanted), time_to=False)
-        after = _first_place(wanted, cursor)
-        parameters = _values(viewer, wanted) | {
+        after = first_place(wanted, cursor)
+        parameters = values(viewer, wanted) | {
             "after_time": after.create_time,
             "after_id": after.job_id,
             "depth": skip + limit,
@@ -254,7 +254,7 @@ class JobList:
             parts = _own_parts
         else:
             parts = _visible_parts if shape.narrow else _source_parts
-        return int(self._connection.execute(_count(parts, shape), _values(viewer, wanted)).scalar_one())
+        return int(self._connection.execute(_count(parts, shape), values(viewer, wanted)).scalar_one())
 
     def _sees_all(self, viewer: int | None, wanted: JobFilter) -> bool:
         """Whether every job that matches is visible: then none has to be looked at for that."""
@@ -274,15 +274,16 @@ class JobList:
         return {row.job_id: (row.run_parameters, row.output_summary) for row in found}
 
 
-def _first_place(wanted: JobFilter, cursor: Cursor | None) -> Cursor:
+def first_place(wanted: JobFilter, cursor: Cursor | None) -> Cursor:
     """Where a page begins: after the cursor, and before create_time_to."""
-    places = [_NEWEST, *([cursor] if cursor else [])]
+    places = [_LAST, *([cursor] if cursor else [])]
     if wanted.create_time_to is not None:
         places.append(Cursor(wanted.create_time_to, UUID(int=0)))
     return min(places, key=lambda place: (place.create_time, place.job_id))
 
 
-def _values(viewer: int | None, wanted: JobFilter) -> dict[str, Any]:
+def values(viewer: int | None, wanted: JobFilter) -> dict[str, Any]:
+    """The parameters of a statement whose conditions are those of job_filter."""
     return {
         "viewer": viewer,
         "owner": wanted.owner_id,

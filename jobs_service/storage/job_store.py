@@ -190,7 +190,7 @@ class JobStore:
             for row in self._connection.execute(_FIND[view], rows(asked))
         ]
 
-    def lock(self, job_ids: Collection[UUID], *, wait: bool) -> LockedJobs:
+    def lock(self, job_ids: Collection[UUID], view: JobView = JobView.FULL, *, wait: bool) -> LockedJobs:
         """Lock these jobs in the order of their ids and return them as they then are.
 
         Unknown ids are left out. wait: for a job that another transaction holds, which raises
@@ -200,7 +200,7 @@ class JobStore:
         locked = self._connection.execute(_LOCK if wait else _LOCK_FREE, parameters).scalars()
         locked_ids = frozenset(locked)
         # Read after the locks: a row that was waited for is seen as its last writer left it.
-        return LockedJobs(self.read(job_ids, JobView.FULL), locked_ids)
+        return LockedJobs(self.read(job_ids, view), locked_ids)
 
     def read(self, job_ids: Collection[UUID], view: JobView) -> dict[UUID, Job]:
         """Return these jobs as they are now; unknown ids are left out."""

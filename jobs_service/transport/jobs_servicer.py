@@ -89,7 +89,10 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.BatchCreateJobsRequest, context: Any
     ) -> jobs_pb2.BatchCreateJobsResponse:
         """Create many jobs, or none."""
-        raise NotImplementedError
+        call, caller = _current()
+        wanted = await asyncio.to_thread(batches.create_requests, caller, request, call.traceparent)
+        results = await self._operations.create_batch(wanted, call)
+        return await asyncio.to_thread(batches.create_response, results)
 
     async def BatchGetJobs(
         self, request: jobs_pb2.BatchGetJobsRequest, context: Any
@@ -104,7 +107,12 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.BatchCancelJobsRequest, context: Any
     ) -> jobs_pb2.BatchCancelJobsResponse:
         """Cancel many jobs."""
-        raise NotImplementedError
+        call, caller = _current()
+        batches.check_cancel(request)
+        owner_id = await self._owner_id(request.filter, call)
+        wanted = batches.cancel_request(caller, request, owner_id=owner_id)
+        result = await self._operations.cancel_batch(wanted, call)
+        return await asyncio.to_thread(batches.cancel_response, result)
 
     async def _owner_id(self, wanted: jobs_pb2.JobFilter, call: Call) -> int | None:
         """The id of the owner that a filter names, None where it names none or nobody."""

@@ -1,4 +1,4 @@
-"""The core as the event loop sees it: a batcher for each plural operation, threads for all else."""
+"""The core as the event loop sees it: one batcher for each plural operation, threads for the others."""
 
 import asyncio
 import time
@@ -12,6 +12,8 @@ from jobs_service.core.job_service import JobService
 from jobs_service.model.errors import JobsError, Overloaded, ShuttingDown
 from jobs_service.model.job import Job, JobView
 from jobs_service.model.requests import (
+    BatchCancelRequest,
+    BatchCancelResult,
     BatchGetRequest,
     CancelRequest,
     CreateRequest,
@@ -60,7 +62,7 @@ class Operations:
         self._lists_waiting = 0
         self._list_metrics = metrics.batches("list")
         self._list_metrics.waiting_are(lambda: max(0, self._lists_waiting - list_threads))
-        self._batch_get_metrics = metrics.batches("batch_get")
+        self._many_metrics = {name: metrics.batches(f"batch_{name}") for name in ("create", "get", "cancel")}
         self._closed = False
         self._users = Batcher[str, int | None](
             access_service.find_user_ids, self._batch_threads, limits, metrics.batches("find_user")
@@ -99,21 +101,35 @@ class Operations:
         return await self._cancel.submit(request, deadline=call.deadline)
 
     async def list(self, request: ListRequest, call: Call) -> Page:
-        """See JobService.list_jobs."""
-        return await self._alone(
+        """See JobService.list_jobs. Not batched: a list has its caller's time, and a thread to itself."""
+        return await self._on_a_thread(
             lambda seconds: self._job_service.list_jobs(request, seconds=seconds), call, self._list_metrics
         )
 
     async def get_batch(self, request: BatchGetRequest, call: Call) -> Sequence[Job | JobsError]:
         """See JobService.get_batch."""
-        return await self._alone(
+        return await self._on_a_thread(
             lambda seconds: self._job_service.get_batch(request, seconds=seconds),
             call,
-            self._batch_get_metrics,
+            self._many_metrics["get"],
         )
 
-    async def _alone(self, run: Callable[[float], T], call: Call, metrics: BatchMetrics) -> T:
-        """Run what is not batched: it has its caller's time, and a thread to itself."""
+    async def create_batch(self, requests: Sequence[CreateRequest], call: Call) -> Sequence[CreateResult]:
+        """See JobService.create_batch."""
+        return await self._on_a_thread(
+            lambda _: self._job_service.create_batch(requests), call, self._many_metrics["create"]
+        )
+
+    async def cancel_batch(self, request: BatchCancelRequest, call: Call) -> BatchCancelResult:
+        """See JobService.cancel_batch."""
+        return await self._on_a_thread(
+            lambda seconds: self._job_service.cancel_batch(request, seconds=seconds),
+            call,
+            self._many_metrics["cancel"],
+        )
+
+    async def _on_a_thread(self, run: Callable[[float], T], call: Call, metrics: BatchMetrics) -> T:
+        """Run one transaction, again where it was surely rolled back. run: is told its caller's seconds."""
         if self._closed:
             raise ShuttingDown
         if self._lists_waiting >= self._limits.waiting:
@@ -122,7 +138,7 @@ class Operations:
         latest = time.monotonic() + self._limits.patience
         span = traces.active()
 
-        def on_thread() -> T:
+        def attempt() -> T:
             if time.monotonic() > latest:
                 raise Overloaded(limit=f"{self._limits.patience:g}", resource="seconds of waiting")
             seconds = call.seconds_left(self._read_seconds)
@@ -130,11 +146,11 @@ class Operations:
                 return run_again(lambda: run(seconds), metrics)
 
         loop = asyncio.get_running_loop()
-        running = self._list_threads.submit(on_thread)
+        listing = self._list_threads.submit(attempt)
         self._lists_waiting += 1
         # A caller that leaves does not end the work of a thread: until that has ended, it counts.
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._list_ended))
-        return await asyncio.wrap_future(running)
+        listing.add_done_callback(lambda _: loop.call_soon_threadsafe(self._list_ended))
+        return await asyncio.wrap_future(listing)
 
     def _list_ended(self) -> None:
         self._lists_waiting -= 1

@@ -21,12 +21,17 @@ _RUN_TYPE_NUMBERS: dict[RunType, Any] = {run_type: number for number, run_type i
 
 
 def create_response(result: CreateResult) -> jobs_pb2.CreateJobResponse:
-    """Return the answer of CreateJob; a job that is only planned has no id and no times."""
-    job = to_message(result.job, JobView.FULL)
+    """Return the answer of CreateJob."""
+    return jobs_pb2.CreateJobResponse(job=created_job(result, JobView.FULL), replayed=result.replayed)
+
+
+def created_job(result: CreateResult, view: JobView) -> jobs_pb2.Job:
+    """Return the job of a result; one that is only planned has no id and no times."""
+    job = to_message(result.job, view)
     if result.planned:
         for field in ("job_id", "create_time", "available_time", "update_time"):
             job.ClearField(field)
-    return jobs_pb2.CreateJobResponse(job=job, replayed=result.replayed)
+    return job
 
 
 def status_response(job: Job) -> jobs_pb2.GetJobStatusResponse:

@@ -59,6 +59,25 @@ class Client:
         )
         return response.job
 
+    def batch_create(self, entries: Sequence[dict[str, Any]]) -> jobs_pb2.BatchCreateJobsResponse:
+        """BatchCreateJobs; each entry is an import unless its fields say otherwise."""
+        defaults: dict[str, Any] = {
+            "run_type": jobs_pb2.RUN_TYPE_IMPORT,
+            "run_parameters": {"file_path": "landing/a.csv"},
+        }
+        requests = [jobs_pb2.CreateJobRequest(**(defaults | fields)) for fields in entries]
+        response: jobs_pb2.BatchCreateJobsResponse = self.call(
+            "BatchCreateJobs", jobs_pb2.BatchCreateJobsRequest(requests=requests)
+        )
+        return response
+
+    def batch_cancel(self, job_ids: Sequence[str] = (), **fields: Any) -> jobs_pb2.BatchCancelJobsResponse:
+        """BatchCancelJobs; filter is a dict of JobFilter's fields."""
+        response: jobs_pb2.BatchCancelJobsResponse = self.call(
+            "BatchCancelJobs", jobs_pb2.BatchCancelJobsRequest(job_ids=job_ids, **fields)
+        )
+        return response
+
     def batch_get(self, job_ids: Sequence[str], view: Any = 0) -> jobs_pb2.BatchGetJobsResponse:
         """BatchGetJobs."""
         response: jobs_pb2.BatchGetJobsResponse = self.call(

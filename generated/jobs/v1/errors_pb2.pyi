@@ -97,7 +97,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_REQUEST_ID_CONFLICT: _ErrorReason.ValueType  # 40
     """Says that the request_id was used before, by the same owner and creator, with another request.
-    Code: ALREADY_EXISTS. Metadata: request_id, job_id (of the job made then).
+    Code: ALREADY_EXISTS. Metadata: request_id, job_id (of the job made then; none if it was another entry of the
+    same call).
     """
     ERROR_REASON_JOB_NOT_CANCELLABLE: _ErrorReason.ValueType  # 50
     """Says that the job has ended (COMPLETED, FAILED or CANCELLED) and so cannot be cancelled.
@@ -212,7 +213,8 @@ Code: INVALID_ARGUMENT. Metadata: field, limit (in bytes).
 """
 ERROR_REASON_REQUEST_ID_CONFLICT: ErrorReason.ValueType  # 40
 """Says that the request_id was used before, by the same owner and creator, with another request.
-Code: ALREADY_EXISTS. Metadata: request_id, job_id (of the job made then).
+Code: ALREADY_EXISTS. Metadata: request_id, job_id (of the job made then; none if it was another entry of the
+same call).
 """
 ERROR_REASON_JOB_NOT_CANCELLABLE: ErrorReason.ValueType  # 50
 """Says that the job has ended (COMPLETED, FAILED or CANCELLED) and so cannot be cancelled.

@@ -1124,6 +1124,11 @@ class BatchCreateJobsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    SHORTENED_FIELD_NUMBER: _builtins.int
+    shortened: _builtins.int
+    """Output only. How many results, the last ones, have only job_id, run_type, status, dataset_id, create_time and
+    version of their jobs, because the answer was full. Read those jobs if you need more of them.
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCreateJobsResult]:
         """Output only. One result for each entry, in the same order."""
@@ -1132,10 +1137,11 @@ class BatchCreateJobsResponse(_message.Message):
         self,
         *,
         results: _abc.Iterable[Global___BatchCreateJobsResult] | None = ...,
+        shortened: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "shortened", b"shortened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1275,8 +1281,13 @@ class BatchCancelJobsResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    SHORTENED_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """Output only. True if further jobs match the filter: call again."""
+    shortened: _builtins.int
+    """Output only. How many jobs in the results, the last ones, have only job_id, run_type, status, dataset_id,
+    create_time and version, because the answer was full. Read those jobs if you need more of them.
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobResult]:
         """Output only. One result for each job; in the order of the ids, if there were ids. The jobs are in view BASIC."""
@@ -1286,10 +1297,11 @@ class BatchCancelJobsResponse(_message.Message):
         *,
         results: _abc.Iterable[Global___JobResult] | None = ...,
         more: _builtins.bool = ...,
+        shortened: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "results", b"results", "shortened", b"shortened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

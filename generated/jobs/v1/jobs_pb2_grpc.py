@@ -324,7 +324,9 @@ class JobsServiceServicer(object):
         """Cancels up to 1,000 jobs, by their ids or by a filter, with one result for each.
 
         Not atomic, on purpose: each job that can be cancelled is. By a filter, those jobs are chosen that match it, are
-        PENDING or RUNNING, and that the caller may cancel; `more` says whether there are others, for another call.
+        PENDING or RUNNING, and that the caller may cancel, newest first (as ListJobs has them); `more` says whether
+        there are others, for another call. A job that is named twice is cancelled once: its second result is
+        JOB_NOT_CANCELLABLE.
 
         Permission: as CancelJob, for each job; a job that is refused is an error in its result, not of the call.
 
