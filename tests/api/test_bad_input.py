@@ -13,7 +13,13 @@ from tests.support.request_cases import CASES, UUID, Case, request_fields
 from tests.support.world import World
 
 # How many jobs and events an accepted call adds.
-WRITES = {"CreateJob": (1, 1), "CancelJob": (0, 1)}
+WRITES = {
+    "CreateJob": (1, 1),
+    "CancelJob": (0, 1),
+    "RetryJob": (0, 1),
+    "BatchCreateJobs": (1, 1),
+    "BatchCancelJobs.reason": (0, 1),
+}
 # What a call with nothing but these fields lacks.
 REQUIRED = {
     "CreateJob": ["dataset_id", "run_type", "run_parameters"],
@@ -21,6 +27,10 @@ REQUIRED = {
     "GetJob": ["job_id"],
     "GetJobStatus": ["job_id"],
     "CancelJob": ["job_id"],
+    "RetryJob": ["job_id"],
+    "BatchCreateJobs": ["requests"],
+    "BatchGetJobs": ["job_ids"],
+    "BatchCancelJobs": ["job_ids"],
 }
 # Varints, with a length, fixed: what a field of each type is written with.
 _NUMBERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_ENUM}
@@ -49,24 +59,41 @@ def good_request(judge: Judge, rpc: str, dataset: int) -> dict[str, Any]:
         return {}
     if rpc == "CreateJob":
         return {"dataset_id": dataset, "run_type": 1, "run_parameters": {"file_path": "a.csv"}}
-    return {"job_id": judge.client.create(dataset_id=dataset).job.job_id}
+    if rpc == "BatchCreateJobs":
+        return {"requests": [good_request(judge, "CreateJob", dataset)]}
+    job_id = judge.client.create(dataset_id=dataset).job.job_id
+    if rpc == "RetryJob":
+        judge.client.cancel(job_id)
+    return {"job_ids": [job_id]} if rpc.startswith("Batch") else {"job_id": job_id}
+
+
+def with_case(good: dict[str, Any], case: Case) -> dict[str, Any]:
+    """The request with the values of the case, each entry of a batch with its own."""
+    if case.rpc == "BatchCreateJobs" and len(case.fields["requests"]) == 1:
+        return {"requests": [good["requests"][0] | case.fields["requests"][0]]}
+    if "filter" in case.fields and case.rpc == "BatchCancelJobs":
+        return case.fields
+    return good | case.fields
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_value_of_a_field_is_taken_or_refused(judge: Judge, dataset: int, case: Case) -> None:
-    fields = good_request(judge, case.rpc, dataset) | case.fields
+    fields = with_case(good_request(judge, case.rpc, dataset), case)
     before = judge.world.counts()
     answer = judge.send(case.rpc, message(case.rpc, **fields).SerializeToString() + case.wire)
     if case.code == "OK":
         assert answer.code == "OK", answer
-        if not fields.get("validate_only") and not case.wire:
-            jobs, events = WRITES.get(case.rpc, (0, 0))
+        by_filter = case.path.startswith("BatchCancelJobs.filter")  # cancels any number
+        if "validate_only" not in case.path and not case.wire and not by_filter:
+            jobs, events = WRITES.get(case.path, WRITES.get(case.rpc, (0, 0)))
             assert judge.world.counts() == (before[0] + jobs, before[1] + events)
         return
     assert (answer.code, answer.refusal.reason) == (case.code, case.reason), answer
     if case.wrong is not None:
         assert answer.fields == [case.wrong]
         expected = {"field": case.wrong} | ({"limit": str(case.limit)} if case.limit else {})
+        if case.wrong.startswith("requests["):
+            expected["index"] = "0"
         assert answer.refusal.metadata == expected
 
 
@@ -84,6 +111,8 @@ def test_every_field_that_can_be_wrong_has_a_value_that_is_taken_and_one_that_is
         # Their good values are in every other case: the data set and the type of a job that is made.
         "CreateJob.dataset_id",
         "CreateJob.run_type",
+        "BatchCreateJobs.requests.dataset_id",
+        "BatchCreateJobs.requests.run_type",
         # A token of the service itself: see below.
         "ListJobs.page_token",
     }
@@ -108,13 +137,25 @@ def test_a_field_with_a_wrong_wire_type_counts_as_not_sent(
     content = {0: varint(1), 1: bytes(8), 2: b"abc", 5: bytes(4)}
     for wire_type in _wire_types(each):
         fields = good_request(judge, rpc, dataset)
-        fields.pop(name, None)
         wire = tagged(each.number, wire_type, content[wire_type])
+        entry = b""
+        if rpc == "BatchCreateJobs" and around:
+            # An entry of its own, in which all else is good.
+            good = fields.pop("requests")[0]
+            good.pop(name.removeprefix("requests."), None)
+            entry = message("CreateJob", **good).SerializeToString()
+        if rpc == "BatchCancelJobs" and around:
+            # A filter that chooses by something else.
+            fields = {
+                "filter": {"external_id": "of no job"} if each.name != "external_id" else {"user_id": 1}
+            }
+        fields.pop(name, None)
         for outer in reversed(around):
-            wire = tagged(outer.number, 2, wire)
+            wire = tagged(outer.number, 2, (entry if outer.name == "requests" else b"") + wire)
         answer = judge.send(rpc, message(rpc, **fields).SerializeToString() + wire)
-        if name in REQUIRED[rpc]:
-            assert answer.fields == [name]
+        missing = name.replace("requests.", "") if around else name
+        if missing in REQUIRED[rpc if rpc != "BatchCreateJobs" or not around else "CreateJob"]:
+            assert answer.fields == [name.replace("requests.", "requests[0].")]
         else:
             assert answer.code == "OK", answer
 
@@ -196,8 +237,27 @@ def test_an_empty_request_names_all_that_is_missing(judge: Judge, rpc: str) -> N
         ),
         ("GetJob", {"job_id": "x", "view": 99}, ["job_id", "view"]),
         ("CancelJob", {"job_id": "x", "reason": "x" * 501}, ["job_id", "reason"]),
+        ("BatchGetJobs", {"job_ids": [UUID, "x", ""], "view": 99}, ["job_ids[1]", "job_ids[2]", "view"]),
+        (
+            "BatchCancelJobs",
+            {"filter": {"user_id": 0, "dataset_id": 0}, "reason": "x" * 501},
+            ["filter.user_id", "filter.dataset_id", "reason"],
+        ),
+        (
+            "BatchCreateJobs",
+            {"requests": [{"dataset_id": -1, "run_type": 99, "priority": -1}, {"dataset_id": -2}]},
+            [f"requests[0].{name}" for name in ("dataset_id", "run_type", "run_parameters", "priority")],
+        ),
     ],
-    ids=["CreateJob", "ListJobs", "GetJob", "CancelJob"],
+    ids=[
+        "CreateJob",
+        "ListJobs",
+        "GetJob",
+        "CancelJob",
+        "BatchGetJobs",
+        "BatchCancelJobs",
+        "BatchCreateJobs",
+    ],
 )
 def test_faults_of_one_request_are_reported_together(
     judge: Judge, rpc: str, fields: dict[str, Any], wrong: list[str]

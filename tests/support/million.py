@@ -127,6 +127,19 @@ _FILL = (
                       FROM generate_series(1, 15000) n WHERE n % ({OWNERS} - 1) > 0
     """,
 )
+# A hundred thousand more that wait, made after all others; the last ones for a single data set.
+_PEND = f"""
+    INSERT INTO jobs (job_id, run_type, dataset_id, owner_id, creator_id, description, priority,
+                      create_time, available_time, update_time, payload_bytes, run_parameters)
+         SELECT gen_random_uuid(),
+                (ARRAY['IMPORT', 'SAMPLING', 'SQL_TRANSFORM', 'EXPLORATION'])[ceil(random() * 4)],
+                CASE WHEN n > 0.8 * %(pending)s THEN {HOT_DATASET} ELSE {_SKEWED.format(DATASETS)} END,
+                owner_id, owner_id, 'pending number ' || n, 0, create_time, create_time, create_time, 40,
+                jsonb_build_object('file_path', '/uploads/' || n || '.csv')
+           FROM (SELECT n, ceil(random() * {OWNERS})::bigint AS owner_id,
+                        '2026-11-01Z'::timestamptz + n * interval '1 s' AS create_time
+                   FROM generate_series(1, %(pending)s) n) drawn
+"""
 _INDEXES = """
 SELECT indexname, indexdef FROM pg_indexes JOIN pg_class ON pg_class.oid = indexname::regclass
  WHERE tablename IN ('jobs', 'job_events')
@@ -134,8 +147,11 @@ SELECT indexname, indexdef FROM pg_indexes JOIN pg_class ON pg_class.oid = index
 """
 
 
-def fill(connection: psycopg.Connection, *, analyze: bool = True) -> None:
-    """Fill a migrated, empty database. The indexes are made after the rows, in a third of the time."""
+def fill(connection: psycopg.Connection, *, analyze: bool = True, pending: int = 0) -> None:
+    """Fill a migrated, empty database. The indexes are made after the rows, in a third of the time.
+
+    pending: how many more jobs there are that only wait. They are in no queue.
+    """
     connection.execute("SET synchronous_commit = off")
     connection.execute("SET maintenance_work_mem = '512MB'")
     indexes = connection.execute(_INDEXES).fetchall()
@@ -143,6 +159,8 @@ def fill(connection: psycopg.Connection, *, analyze: bool = True) -> None:
         connection.execute(f"DROP INDEX {name}".encode())
     for statement in _FILL:
         connection.execute(statement.encode())
+    if pending:
+        connection.execute(_PEND.encode(), {"pending": pending})
     for _, definition in indexes:
         connection.execute(definition.encode())
     if analyze:

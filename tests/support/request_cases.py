@@ -126,6 +126,7 @@ def _numbers(
             yield bad(path, f"{value}, out of range", value, limit=limit)
 
 
+_INVALID = ("INVALID_ARGUMENT", "INVALID_FIELD")
 _MISSING_JOB = {"code": "NOT_FOUND", "reason": "JOB_NOT_FOUND"}
 _NO_USER = {"code": "NOT_FOUND", "reason": "USER_NOT_FOUND"}
 _DENIED = {"code": "PERMISSION_DENIED", "reason": "DATASET_PERMISSION_DENIED"}
@@ -236,14 +237,58 @@ def _views(path: str) -> Iterator[Case]:
     yield from (good(path, f"the number {number}", number) for number in (0, 1, 2))
 
 
+def _in_a_batch(case: Case) -> Case:
+    """The case of a CreateJob as an entry of BatchCreateJobs."""
+    path = case.path.replace("CreateJob.", "BatchCreateJobs.requests.")
+    wrong = None if case.wrong is None else f"requests[0].{case.wrong}"
+    return replace(case, path=path, fields={"requests": [case.fields]}, wrong=wrong)
+
+
+def _batch_create() -> Iterator[Case]:
+    path = "BatchCreateJobs.requests"
+    yield bad(path, "none", [])
+    yield bad(path, "a thousand and one", [{}] * 1001, limit=1000)
+    yield bad(path, "a hundred thousand", [{}] * 100_000, limit=1000)
+    yield good(path, "one", [{}])
+    yield from (_in_a_batch(case) for case in _create_job() if not case.wire)
+
+
+def _many_ids(path: str) -> Iterator[Case]:
+    yield bad(path, "a thousand and one", [UUID] * 1001, limit=1000)
+    yield bad(path, "a hundred thousand that are none", ["x"] * 100_000, limit=1000)
+    yield good(path, "a thousand", [UUID] * 1000)
+    for name, text in BAD_UUIDS.items():
+        yield bad(path, f"a UUID {name}", [UUID, text], at="[1]")
+    yield bad(path, "an empty one", [UUID, ""], at="[1]")
+
+
+def _batch_cancel() -> Iterator[Case]:
+    yield from _many_ids("BatchCancelJobs.job_ids")
+    yield replace(bad("BatchCancelJobs.job_ids", "none, and no filter", []), fields={"job_ids": []})
+    path = "BatchCancelJobs.filter"
+    some = {"external_id": "of no job"}
+    yield Case(path, "beside ids", {"job_ids": [UUID], "filter": some}, path.partition(".")[2], *_INVALID)
+    yield bad(path, "empty", {})
+    yield good(path, "that no job matches", some)
+    for case in _list_jobs():
+        if case.path.startswith("ListJobs.filter."):
+            yield replace(case, path=case.path.replace("ListJobs.", "BatchCancelJobs."))
+    yield from _texts("BatchCancelJobs.reason", 500)
+
+
 def _cases() -> Iterator[Case]:
     yield from _create_job()
     yield from _list_jobs()
-    for rpc in ("GetJob", "GetJobStatus", "CancelJob"):
+    for rpc in ("GetJob", "GetJobStatus", "CancelJob", "RetryJob"):
         yield bad(f"{rpc}.job_id", "missing", "")
         yield from _uuids(f"{rpc}.job_id", _MISSING_JOB)
     yield from _views("GetJob.view")
     yield from _texts("CancelJob.reason", 500)
+    yield from _batch_create()
+    yield bad("BatchGetJobs.job_ids", "none", [])
+    yield from _many_ids("BatchGetJobs.job_ids")
+    yield from _views("BatchGetJobs.view")
+    yield from _batch_cancel()
 
 
 CASES = list(_cases())
