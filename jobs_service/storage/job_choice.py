@@ -63,7 +63,7 @@ def _cancellable(shape: Shape, every: bool) -> Select[Any]:
     # Of two such conditions the planner multiplies the shares: it would take what meets both for so
     # little that it reads all that ever met one, ended or not.
     every_active = newest(*matching(Shape(*(False,) * 7, shape.groups))).add_columns(*_COLUMNS)
-    active = every_active.limit(None).offset(literal(0)).subquery("active")
+    active = every_active.order_by(None).limit(None).offset(literal(0)).subquery("active")
     conditions = [*([] if every else [_may_cancel(active)]), *matching(replace(shape, groups=()), active)]
     chosen = select(active.c.create_time, active.c.job_id).where(*conditions)
     return chosen.order_by(*newest_first(active)).limit(DEPTH)

@@ -57,6 +57,19 @@ FULL: dict[str, Message] = {
     "GetJob": message("GetJob", job_id=UUID, view=jobs_pb2.JOB_VIEW_BASIC),
     "GetJobStatus": message("GetJobStatus", job_id=UUID),
     "CancelJob": message("CancelJob", job_id=UUID, reason="r"),
+    "RetryJob": message("RetryJob", job_id=UUID),
+    "BatchCreateJobs": message(
+        "BatchCreateJobs",
+        requests=[
+            {"dataset_id": 1, "run_type": 3, "run_parameters": {"table_key": "k"}, "request_id": UUID},
+            {"dataset_id": 1, "run_type": 1, "run_parameters": {"file_path": "p"}, "depends_on_indexes": [0]},
+        ],
+    ),
+    "BatchGetJobs": message("BatchGetJobs", job_ids=[UUID, UUID], view=jobs_pb2.JOB_VIEW_FULL),
+    # Both at once are refused; cut short, it may be either.
+    "BatchCancelJobs": message(
+        "BatchCancelJobs", filter={"external_id": "e", "statuses": [1, 2]}, job_ids=[UUID], reason="r"
+    ),
 }
 
 

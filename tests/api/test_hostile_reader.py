@@ -31,6 +31,8 @@ Read the log, or write into it
     test_hostile_logs.py, fuzz/test_http2.py
 Learn something without credentials: health, reflection, strange paths
     test_health_and_reflection_tell_nothing_of_the_data, test_hostile.py
+Do any of this with many jobs at once
+    test_hostile_batches.py
 Use up what all share
     test_hostile_load.py, fuzz/test_framing.py, fuzz/test_http2.py
 """

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from jobs.v1 import jobs_pb2
+from jobs.v1 import errors_pb2, jobs_pb2
 from jobs_service.model.caller import Level, Role
 from jobs_service.model.job import JobStatus, RunType
 from tests.support.client import Client, rich_error
@@ -37,8 +37,19 @@ SENDERS = {Role.SERVICE, Role.ADMIN}
 ITSELF = ("itself", "itself, named in the header")
 ACTS_FOR = (*ITSELF, "the owner", "another user")
 
-JOB_RPCS = ("ListJobs without a filter", "GetJob", "GetJobStatus", "ListJobs", "CancelJob")
-"""In the order in which one job is asked for: the cancel comes last."""
+JOB_RPCS = (
+    "ListJobs without a filter",
+    "GetJob",
+    "GetJobStatus",
+    "BatchGetJobs",
+    "ListJobs",
+    "CancelJob",
+    "BatchCancelJobs",
+    "BatchCancelJobs by a filter",
+)
+"""In the order in which one job is asked for: the cancels come last, each of a job of its own."""
+
+OF_A_BATCH, BY_A_FILTER = " of a batch", " by a filter"
 
 ROLE_REQUIRED = "PERMISSION_DENIED ROLE_REQUIRED required_role"
 JOB_NOT_FOUND = "NOT_FOUND JOB_NOT_FOUND job_id=<it>"
@@ -102,9 +113,13 @@ def expected_of_job(cell: JobCell, rpc: str) -> str:
     visible = all_powerful or own or "see" in ALLOWED[level]
     if rpc.startswith("ListJobs"):
         return "OK, with the job" if visible else "OK, without the job"
+    if rpc == "BatchCancelJobs by a filter":
+        may = all_powerful or own or "cancel" in ALLOWED[level]
+        active = cell.status in {JobStatus.PENDING, JobStatus.RUNNING}
+        return "OK, with the job" if may and active else "OK, without the job"
     if not visible:
         return JOB_NOT_FOUND
-    if rpc == "CancelJob":
+    if rpc in {"CancelJob", "BatchCancelJobs"}:
         if not (all_powerful or own or "cancel" in ALLOWED[level]):
             return JOB_DENIED
         if cell.status not in {JobStatus.PENDING, JobStatus.RUNNING}:
@@ -154,13 +169,20 @@ class JobStage(Cast):
             "neither": world.client(self.owner),
         }
 
-        def make(cell: JobCell) -> jobs_pb2.Job:
+        def make(cell: JobCell) -> list[jobs_pb2.Job]:
             dataset_id = self.datasets[cell.own_level, cell.others_level]
-            return makers[cell.relation].create(dataset_id=dataset_id, external_id=self.name(cell)).job
+            names = [self.name(cell) + more for more in ("", OF_A_BATCH, BY_A_FILTER)]
+            answer = makers[cell.relation].batch_create(
+                [{"dataset_id": dataset_id, "external_id": name} for name in names]
+            )
+            return [result.job for result in answer.results]
 
-        self.jobs = dict(zip(cells, in_threads(make, cells), strict=True))
-        for cell, job in self.jobs.items():
-            if cell.status is not JobStatus.PENDING:
+        made = dict(zip(cells, in_threads(make, cells), strict=True))
+        self.jobs = {cell: jobs[0] for cell, jobs in made.items()}
+        self.of_a_batch = {cell: jobs[1] for cell, jobs in made.items()}
+        self.by_a_filter = {cell: jobs[2] for cell, jobs in made.items()}
+        for cell, jobs in made.items():
+            for job in jobs if cell.status is not JobStatus.PENDING else ():
                 world.set_status(job.job_id, cell.status)
         self.since = min((job.create_time for job in self.jobs.values()), key=lambda time: time.ToDatetime())
         self._final_permissions(cells[0])
@@ -210,8 +232,40 @@ def asked(stage: JobStage, client: Client, cell: JobCell, rpc: str) -> str:
         assert page.total_size == len(ids)
         return f"OK, {'with' if ids == [job_id] else 'without'} the job"
 
-    calls = {"GetJob": get, "GetJobStatus": get_status, "ListJobs": list_one, "CancelJob": cancel}
+    def get_many() -> str:
+        return item(client.batch_get([job_id]).results, job_id, status)
+
+    def cancel_many() -> str:
+        one = stage.of_a_batch[cell].job_id
+        return item(client.batch_cancel([one]).results, one, jobs_pb2.JOB_STATUS_CANCELLED)
+
+    def cancel_by_a_filter() -> str:
+        results = client.batch_cancel(filter={"external_id": stage.name(cell) + BY_A_FILTER}).results
+        ids = [result.job.job_id for result in results]
+        return f"OK, {'with' if ids == [stage.by_a_filter[cell].job_id] else 'without'} the job"
+
+    calls = {
+        "GetJob": get,
+        "GetJobStatus": get_status,
+        "ListJobs": list_one,
+        "CancelJob": cancel,
+        "BatchGetJobs": get_many,
+        "BatchCancelJobs": cancel_many,
+        "BatchCancelJobs by a filter": cancel_by_a_filter,
+    }
     return answer(calls[rpc], {job_id: "<it>"})
+
+
+def item(results: Sequence[jobs_pb2.JobResult], job_id: str, status: int) -> str:
+    """What a batch answered of its only job, as one line."""
+    [result] = results
+    if result.HasField("job"):
+        return "OK" if (result.job_id, result.job.status) == (job_id, status) else "OK, but another"
+    code = next(one.name for one in grpc.StatusCode if one.value[0] == result.error.code)
+    reason = errors_pb2.ErrorReason.Name(result.error.reason).removeprefix("ERROR_REASON_")
+    metadata = sorted(result.error.metadata.items())
+    values = [f"{key}={'<it>' if value == job_id else value}" for key, value in metadata]
+    return " ".join([code, reason, *values])
 
 
 @pytest.mark.parametrize("acts_for", ACTS_FOR)

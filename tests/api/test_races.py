@@ -15,32 +15,13 @@ import pytest
 
 from jobs.v1 import jobs_pb2
 from jobs_service.model.caller import Level
-from tests.conftest import service_settings
 from tests.support.client import Client, RichError, refused, rich_error
-from tests.support.postgres import PostgresServer, connect
-from tests.support.service import ServiceProcess, wait_until
+from tests.support.postgres import connect
+from tests.support.service import wait_until
 from tests.support.world import User, World
 
 ROUNDS = 100
 CALLERS = 32
-
-
-@pytest.fixture(scope="module")
-def replicas(postgres_18: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[World]]:
-    """Two services on one database, patient with locks so that a slow machine changes nothing."""
-    url = postgres_18.new_database()
-    services, worlds = [], []
-    try:
-        for _ in range(2):
-            folder = tmp_path_factory.mktemp("replica")
-            settings = service_settings(url, folder) | {"JOBS_LOCK_SECONDS": "8"}
-            services.append(ServiceProcess(folder, settings))
-        worlds = [World(url, service.started().target) for service in services]
-        yield worlds
-    finally:
-        for world in worlds:
-            world.close()
-        assert [service.stop() for service in services] == [0, 0]
 
 
 @pytest.fixture
