@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from jobs_service.core import permissions
-from jobs_service.core.create_jobs import create_jobs
+from jobs_service.core.create_jobs import RefusedTogether, create_jobs
 from jobs_service.core.payloads import fitting, with_payloads
 from jobs_service.core.permissions import Action
 from jobs_service.model.errors import (
@@ -62,14 +62,12 @@ def check_entries(requests: Sequence[CreateRequest]) -> None:
 
 def create_batch(tx: Transaction, requests: Sequence[CreateRequest]) -> list[CreateResult]:
     """Create all jobs; see JobService.create_batch. What it raises must roll the transaction back."""
-    created: list[CreateResult] = []
-    for index, result in enumerate(create_jobs(tx, requests)):
-        if isinstance(result, OF_CALLER):
-            raise result
-        if isinstance(result, JobsError):
-            raise result.in_entry(index)
-        created.append(result)
-    return created
+    try:
+        created = create_jobs(tx, requests, together=True)
+    except RefusedTogether as refused:
+        refusal = refused.refusal
+        raise (refusal if isinstance(refusal, OF_CALLER) else refusal.in_entry(refused.index)) from None
+    return [result for result in created if isinstance(result, CreateResult)]
 
 
 def choose_to_cancel(tx: Transaction, request: BatchCancelRequest, wanted: JobFilter) -> list[UUID]:

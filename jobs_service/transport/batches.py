@@ -39,7 +39,7 @@ def create_requests(
     wanted: list[CreateRequest] = []
     for index, entry in enumerate(request.requests):
         try:
-            wanted.append(requests.create_request(caller, entry, traceparent))
+            wanted.append(requests.create_request(caller, entry, traceparent, place=index))
         except JobsError as refusal:
             raise refusal.in_entry(index) from None
     check_entries(wanted)

@@ -175,3 +175,71 @@ def test_a_program_makes_them_for_their_owner(world: World, dataset: int) -> Non
     assert [result.job for result in found.results] == [result.job for result in answer.results]
     assert {result.job.user_soeid for result in found.results} == {owner.soeid}
     assert {result.job.creator_soeid for result in found.results} == {program.soeid}
+
+
+def test_a_graph_is_one_call(world: World, client: Client, dataset: int) -> None:
+    outside = client.create(dataset_id=dataset).job.job_id
+    entries = _entries(dataset, 4)
+    entries[1] |= {"depends_on_indexes": [0]}
+    entries[2] |= {"depends_on_indexes": [0], "depends_on_job_ids": [outside]}
+    entries[3] |= {"depends_on_indexes": [1, 2]}
+
+    answer = client.batch_create(entries)
+
+    first, second, third, last = (result.job for result in answer.results)
+    assert first.waiting_on_job_ids == []
+    assert second.waiting_on_job_ids == [first.job_id]
+    assert third.waiting_on_job_ids == sorted([first.job_id, outside])
+    assert last.waiting_on_job_ids == sorted([second.job_id, third.job_id])
+    for job in (first, second, third, last):
+        assert client.get(job.job_id, BASIC) == job
+    queued = world.sql.execute("SELECT job_id::text FROM job_queue WHERE dataset_id = %s", (dataset,))
+    assert {row[0] for row in queued} == {outside, first.job_id}
+
+
+def test_a_graph_repeated_answers_the_same_jobs(world: World, client: Client, dataset: int) -> None:
+    entries = _with_ids(_entries(dataset, 50))
+    for place in range(1, 50):
+        entries[place] |= {"depends_on_indexes": [place - 1]}
+    first, before = client.batch_create(entries), world.counts()
+    again = client.batch_create(entries)
+    assert [result.job for result in again.results] == [result.job for result in first.results]
+    assert world.counts() == before
+
+
+def test_one_that_nobody_may_wait_for_spoils_the_graph(world: World, client: Client, dataset: int) -> None:
+    ended = client.create(dataset_id=dataset).job.job_id
+    client.cancel(ended)
+    nowhere, before = str(uuid.uuid4()), world.counts()
+    entries = _entries(dataset, 3)
+    entries[1] |= {"depends_on_indexes": [0]}
+    with refused("NOT_FOUND", "DEPENDENCY_NOT_FOUND") as missing:
+        client.batch_create([*entries[:2], entries[2] | {"depends_on_job_ids": [nowhere]}])
+    assert missing.it.metadata == {"job_id": nowhere, "index": "2"}
+    with refused("FAILED_PRECONDITION", "DEPENDENCY_NOT_SATISFIABLE") as hopeless:
+        client.batch_create([*entries[:2], entries[2] | {"depends_on_job_ids": [ended]}])
+    assert hopeless.it.metadata == {"job_id": ended, "status": "CANCELLED", "index": "2"}
+    assert world.counts() == before
+
+
+def test_an_answer_that_would_be_too_large_has_its_last_jobs_shortened(client: Client, dataset: int) -> None:
+    entries = _entries(dataset, 1000, external_id="x" * 128)
+    for place in range(100, 1000):
+        entries[place] |= {"depends_on_indexes": list(range(100))}
+
+    answer = client.batch_create(entries)
+
+    assert answer.ByteSize() < 3 * 2**20
+    whole = [result.job.description != "" for result in answer.results]
+    assert whole == [True] * (1000 - answer.shortened) + [False] * answer.shortened
+    assert 0 < answer.shortened < 900
+    last = client.get(answer.results[-1].job.job_id, BASIC)
+    assert len(last.waiting_on_job_ids) == 100
+    assert answer.results[-1].job == jobs_pb2.Job(
+        job_id=last.job_id,
+        run_type=last.run_type,
+        status=last.status,
+        dataset_id=last.dataset_id,
+        create_time=last.create_time,
+        version=last.version,
+    )
