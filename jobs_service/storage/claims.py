@@ -22,7 +22,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
-    exists,
     func,
     insert,
     literal,
@@ -48,7 +47,7 @@ from jobs_service.model.retry import DEFAULT_RUN_TIMEOUT
 from jobs_service.model.states import EventType
 from jobs_service.model.work import Claim, ClaimRequest
 from jobs_service.storage.job_rows import COLUMNS, job_of
-from jobs_service.storage.queue_tables import dataset_limits, job_attempts, job_leases, job_queue
+from jobs_service.storage.queue_tables import is_limited, job_attempts, job_leases, job_queue
 from jobs_service.storage.recordset import interval, recordset, rows
 from jobs_service.storage.tables import job_events, jobs
 from jobs_service.storage.turns import clock_named, clock_of
@@ -75,9 +74,7 @@ _wanted = bindparam("wanted", type_=Integer)
 _bytes = bindparam("answer_bytes", type_=BigInteger)
 _key = (job_queue.c.neg_priority, job_queue.c.turn, job_queue.c.job_id)
 # What was put into the queue while its data set got a limit does not say so yet.
-_rightly_labelled = job_queue.c.limited | ~exists().where(
-    dataset_limits.c.dataset_id == job_queue.c.dataset_id
-)
+_rightly_labelled = job_queue.c.limited | ~is_limited(job_queue.c.dataset_id)
 _claimable = and_(
     job_queue.c.run_type == _types.c.run_type, job_queue.c.ready, ~job_queue.c.held, _rightly_labelled
 )

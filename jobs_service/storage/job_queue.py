@@ -14,7 +14,6 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     delete,
-    exists,
     func,
     literal,
     select,
@@ -33,7 +32,7 @@ from jobs_service.storage.claims import (
     claim_of,
     claim_parameters,
 )
-from jobs_service.storage.queue_tables import dataset_limits, job_queue
+from jobs_service.storage.queue_tables import is_limited, job_queue
 from jobs_service.storage.tables import jobs, run_type_grants
 from jobs_service.storage.turns import kept_turn
 
@@ -54,7 +53,7 @@ def queue_rows(
     turn: another than the job's own.
     """
     # Its places are given under the lock of its limit; see storage/places.py.
-    limited = exists().where(dataset_limits.c.dataset_id == source.c.dataset_id)
+    limited = is_limited(source.c.dataset_id)
     values = {
         "job_id": source.c.job_id,
         "run_type": source.c.run_type,

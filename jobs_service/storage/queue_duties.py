@@ -11,7 +11,6 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     delete,
-    exists,
     func,
     literal,
     or_,
@@ -23,7 +22,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobs_service.model.job import JobStatus, RunType
 from jobs_service.storage.job_queue import Enqueued, queue_rows
-from jobs_service.storage.queue_tables import dataset_limits, job_queue
+from jobs_service.storage.queue_tables import is_limited, job_queue
 from jobs_service.storage.tables import jobs
 from jobs_service.storage.turns import kept_turn, turn_of
 
@@ -128,9 +127,7 @@ _TIDY = (
     )
     .returning(job_queue.c.dataset_id)
 )
-_unlabelled = select(_first.c.job_id).where(
-    ~_first.c.limited, exists().where(dataset_limits.c.dataset_id == _first.c.dataset_id)
-)
+_unlabelled = select(_first.c.job_id).where(~_first.c.limited, is_limited(_first.c.dataset_id))
 _LABEL = (
     update(job_queue)
     .where(job_queue.c.job_id.in_(_unlabelled))

@@ -5,6 +5,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    select,
     text,
 )
 
@@ -133,3 +135,9 @@ dataset_limits = Table(
     Column("dataset_id", BigInteger, ForeignKey("datasets.dataset_id", ondelete="CASCADE"), primary_key=True),
     Column("max_running", Integer, CheckConstraint("max_running > 0", name="max_running"), nullable=False),
 )
+
+
+def is_limited(dataset_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Return the expression of whether this data set has a limit: looked up one by one, by the key."""
+    found = select(dataset_limits.c.dataset_id).where(dataset_limits.c.dataset_id == dataset_id)
+    return found.scalar_subquery().is_not(None)
