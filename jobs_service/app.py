@@ -14,7 +14,9 @@ from jobs_service.config import Address, Config, ConfigError, check_serving
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
 from jobs_service.core.signals import Signals
+from jobs_service.core.worker_service import WorkerService
 from jobs_service.opening import Storage, keep_alive, open_storage
+from jobs_service.storage.announcer import Announcer
 from jobs_service.storage.database import Database
 from jobs_service.storage.schema import SchemaState
 from jobs_service.telemetry.http import MetricsServer, answers, make_app
@@ -29,7 +31,8 @@ from jobs_service.transport.interceptors.access_log import AccessLog
 from jobs_service.transport.interceptors.admission import Bounds
 from jobs_service.transport.key_files import watch
 from jobs_service.transport.operations import Operations
-from jobs_service.transport.server import JOBS_SERVICE, PortTaken, Server, ServerSettings
+from jobs_service.transport.server import SERVICES, PortTaken, Server, ServerSettings
+from jobs_service.transport.worker_operations import WorkerOperations
 from jobs_service.upkeep.adopt_jobs import AdoptJobs
 from jobs_service.upkeep.count_jobs import CountJobs
 from jobs_service.upkeep.expire_leases import ExpireLeases
@@ -108,21 +111,30 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     signals = Signals()
     pauses = Pauses()
+    limits = Limits(
+        rows=config.batch_rows,
+        waiting=config.max_waiting,
+        seconds=config.batch_seconds,
+        patience=config.max_wait_seconds,
+    )
     operations = Operations(
         JobService(storage.database, signals),
         AccessService(storage.database),
-        limits=Limits(
-            rows=config.batch_rows,
-            waiting=config.max_waiting,
-            seconds=config.batch_seconds,
-            patience=config.max_wait_seconds,
-        ),
+        limits=limits,
         list_threads=config.list_threads,
         read_seconds=config.read_seconds,
         abort=storage.database.abort,
         metrics=metrics,
     )
-    health = Health([JOBS_SERVICE], lambda: _is_ready(storage.database))
+    worker_operations = WorkerOperations(
+        WorkerService(storage.database, signals),
+        signals,
+        limits=limits,
+        max_waiters=config.max_waiters,
+        abort=storage.database.abort,
+        metrics=metrics,
+    )
+    health = Health(SERVICES, lambda: _is_ready(storage.database))
     metrics.ready_is(lambda: health.ready)
     upkeep = Upkeep(_duties(config, storage.database, signals, pauses, metrics), metrics.duties)
     tls = credentials.tls
@@ -133,8 +145,10 @@ async def _serve(
     certificates = tls.clients if tls and config.mtls_listen else None
     authenticator = Authenticator(credentials.verifier, certificates, operations.find_user_id)
     access_log = AccessLog(metrics.calls, tracer)
-    server = Server(_server_settings(config), tls, operations, authenticator, health, access_log)
-    with _over_http(config, metrics, health):
+    server = Server(
+        _server_settings(config), tls, operations, worker_operations, authenticator, health, access_log
+    )
+    with _over_http(config, metrics, health), _announcing(storage.announcer, signals, worker_operations):
         port, mtls_port = await server.start()
         _log.info("serving", extra={"fields": _serving(config, port, mtls_port)})
         ready(port)
@@ -174,6 +188,20 @@ def _duties(
     if config.keep_history_days is not None:
         duties.append(PurgeHistory(database, timedelta(days=config.keep_history_days), metrics.work))
     return duties
+
+
+@contextmanager
+def _announcing(
+    announcer: Announcer, signals: Signals, worker_operations: WorkerOperations
+) -> Iterator[None]:
+    """Tell other replicas what happens here and wake who waits for what happens there, in the block."""
+    signals.ready.subscribe(announcer.ready)
+    signals.revoked.subscribe(announcer.revoked)
+    announcer.start(worker_operations.heard())
+    try:
+        yield
+    finally:
+        announcer.close()
 
 
 @contextmanager

@@ -155,8 +155,8 @@ class Config:
     direct_database_url: str | None = _setting(
         None,
         str,
-        "The same database without a pooler in between, for migrations. Set where the first one leads to"
-        " PgBouncer; unset: the first one.",
+        "The same database without a pooler in between, for migrations and for news between replicas. Set"
+        " where the first one leads to PgBouncer; unset: the first one.",
     )
     data_dir: Path = _setting(".data", Path, "The folder of the embedded Postgres and the development key.")
     pg_bin: Path | None = _setting(
@@ -167,7 +167,7 @@ class Config:
         "8",
         _number(1, 64, int),
         "Lists that are read at the same time; more wait. The service holds as many connections to"
-        " Postgres, and 9 more.",
+        " Postgres, and 14 more.",
     )
     batch_seconds: float = _setting(
         "10",
@@ -192,11 +192,17 @@ class Config:
         "How long a call may wait for its turn, with or without a deadline: whoever waits longer is"
         " mostly gone, and serving it would make the next one late too.",
     )
+    max_waiters: int = _setting(
+        "2000",
+        _number(0, 1_000_000, int),
+        "Calls of workers that may wait for jobs, or for a job's end; more are refused with"
+        " TOO_MANY_WAITERS. One that waits takes some 30 KB of memory, and nothing else.",
+    )
     max_calls: int = _setting(
         "4000",
         _number(1, 1_000_000, int),
-        "Calls in progress, health and reflection apart: about a second of work, and room beside one"
-        " method whose queue is full.",
+        "Calls in progress, health, reflection and those that wait apart: about a second of work, and room"
+        " beside one method whose queue is full.",
     )
     max_request_bytes: int = _setting(
         "33554432",

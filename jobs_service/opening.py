@@ -11,6 +11,7 @@ from jobs_service import __version__
 from jobs_service.config import Config, ConfigError
 from jobs_service.core.access_service import AccessService
 from jobs_service.storage import schema
+from jobs_service.storage.announcer import Announcer
 from jobs_service.storage.database import Database
 from jobs_service.storage.embedded import (
     DataFolder,
@@ -21,6 +22,7 @@ from jobs_service.storage.embedded import (
 from jobs_service.storage.schema import SchemaReport, SchemaState
 from jobs_service.telemetry.metrics import Metrics
 from jobs_service.transport.operations import BATCHERS
+from jobs_service.transport.worker_operations import WORK_BATCHERS
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +33,12 @@ class SchemaUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """An open database. postgres: the embedded server, where this process runs it."""
+    """An open database. postgres: the embedded server, where this process runs it. announcer: not started."""
 
     database: Database
     postgres: EmbeddedPostgres | None
     schema: SchemaReport
+    announcer: Announcer
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def open_storage(
             _require_schema(found)
             if postgres is not None and AccessService(database).fill_if_empty():
                 _log.info("filled the empty database with a demo")
-            yield Storage(database, postgres, found)
+            yield Storage(database, postgres, found, _announcer(config, url))
         finally:
             database.close()
 
@@ -95,7 +98,7 @@ def _database(
         return Database(
             url,
             # One for each thread that may want one at the same time: health and upkeep too, and one more.
-            pool_size=BATCHERS + config.list_threads + 3,
+            pool_size=BATCHERS + WORK_BATCHERS + config.list_threads + 3,
             statement_seconds=config.batch_seconds,
             lock_seconds=config.lock_seconds,
             pooled=pooled,
@@ -103,6 +106,13 @@ def _database(
         )
     except ValueError as error:
         raise ConfigError(f"{name} is {error}") from None
+
+
+def _announcer(config: Config, url: str) -> Announcer:
+    try:
+        return Announcer(config.direct_database_url or url)
+    except ValueError as error:
+        raise ConfigError(f"JOBS_DIRECT_DATABASE_URL is {error}") from None
 
 
 def _bring_up_to_date(config: Config, url: str) -> None:

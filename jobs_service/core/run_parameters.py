@@ -23,24 +23,27 @@ MAX_LEVELS = 16
 _Path = tuple[str | int, ...]
 
 
-def check_json(parameters: JsonObject) -> Iterator[Violation]:
-    """Yield what no JSON of ours may have: too many levels, NaN, infinities, NUL characters."""
-    return _check_value(parameters, ())
+def check_json(parameters: JsonObject, *, root: str = ROOT) -> Iterator[Violation]:
+    """Yield what no JSON of ours may have: too many levels, NaN, infinities, NUL characters.
+
+    root: the path of the field that it is in.
+    """
+    return _check_value(root, parameters, ())
 
 
-def _check_value(value: Any, path: _Path) -> Iterator[Violation]:
+def _check_value(root: str, value: Any, path: _Path) -> Iterator[Violation]:
     if isinstance(value, dict | list):
         if len(path) >= MAX_LEVELS:
-            yield Violation(field_path(ROOT, path), f"is deeper than {MAX_LEVELS} levels", MAX_LEVELS)
+            yield Violation(field_path(root, path), f"is deeper than {MAX_LEVELS} levels", MAX_LEVELS)
             return
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(key, str) and "\0" in key:
-                yield Violation(field_path(ROOT, (*path, key)), "has a NUL character in its key")
-            yield from _check_value(item, (*path, key))
+                yield Violation(field_path(root, (*path, key)), "has a NUL character in its key")
+            yield from _check_value(root, item, (*path, key))
     elif isinstance(value, str) and "\0" in value:
-        yield Violation(field_path(ROOT, path), "must not hold a NUL character")
+        yield Violation(field_path(root, path), "must not hold a NUL character")
     elif isinstance(value, float) and not math.isfinite(value):
-        yield Violation(field_path(ROOT, path), "must be a finite number")
+        yield Violation(field_path(root, path), "must be a finite number")
 
 
 def digits_left_out(value: Any) -> int:

@@ -67,6 +67,7 @@ class Batcher(Generic[Item, Result]):
     run: the plural core call: as many results as items, in order; a refusal is a JobsError among
     them. What it raises is about the whole batch: DatabaseUnavailable (the answer for all) and
     anything else, for which the batch is split until the item that caused it stands alone.
+    abandoned: called on the loop with a result whose caller has left before it was there.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Batcher(Generic[Item, Result]):
         executor: Executor,
         limits: Limits,
         metrics: BatchMetrics | None = None,
+        abandoned: Callable[[Item, Result], None] = lambda _item, _result: None,
     ) -> None:
         self._run = run
+        self._abandoned = abandoned
         self._executor = executor
         self._limits = limits
         # In order of arrival; whoever leaves is taken out at once, with what it holds.
@@ -94,33 +97,52 @@ class Batcher(Generic[Item, Result]):
         raises DeadlineExceeded. Raises Overloaded when the queue is full or was for too long (the item
         was not run), ShuttingDown after close, and the item's own error.
         """
-        if self._closed:
-            raise ShuttingDown
-        if len(self._queue) >= self._limits.waiting:
-            self._metrics.refused.inc()
-            raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting[Item, Result](
-            item,
-            size,
-            deadline,
-            span=traces.active(),
-            since=time.monotonic(),
-            outcome=loop.create_future(),
-        )
-        self._queue[waiting] = None
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
-        if self._watch is None:
-            self._watch = loop.call_later(self._limits.patience, self._expire)
+        waiting = self._enqueue([(item, size)], deadline)[0]
         try:
             # A caller that leaves cancels this future alone: the batch it is in goes on.
             outcome = await waiting.outcome
+        except asyncio.CancelledError:
+            if waiting.outcome.done() and not waiting.outcome.cancelled():
+                # It was there, and the caller left before it could take it.
+                self._abandon(waiting, waiting.outcome.result())
+            raise
         finally:
             self._queue.pop(waiting, None)
         if isinstance(outcome, Exception):
             raise outcome.with_traceback(None)
         return outcome
+
+    def submit_all(
+        self, items: Sequence[tuple[Item, int]], *, deadline: float | None = None, at_any_rate: bool = False
+    ) -> "list[asyncio.Future[Result | Exception]]":
+        """Queue many items, each with its size, at once; returns their outcomes to come.
+
+        What is raised for all of them is as for one; an error of one item is its outcome. at_any_rate: in
+        a full queue too.
+        """
+        queued = self._enqueue(items, deadline, at_any_rate=at_any_rate)
+        return [waiting.outcome for waiting in queued]
+
+    def _enqueue(
+        self, items: Sequence[tuple[Item, int]], deadline: float | None, *, at_any_rate: bool = False
+    ) -> list[_Waiting[Item, Result]]:
+        if self._closed:
+            raise ShuttingDown
+        if len(self._queue) >= self._limits.waiting and not at_any_rate:
+            self._metrics.refused.inc()
+            raise Overloaded(limit=self._limits.waiting, resource="waiting calls")
+        loop = asyncio.get_running_loop()
+        span, now = traces.active(), time.monotonic()
+        queued = [
+            _Waiting[Item, Result](item, size, deadline, span, now, loop.create_future())
+            for item, size in items
+        ]
+        self._queue.update(dict.fromkeys(queued))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        if self._watch is None:
+            self._watch = loop.call_later(self._limits.patience, self._expire)
+        return queued
 
     async def close(self) -> None:
         """Refuse new items, and wait for those that were taken."""
@@ -136,10 +158,20 @@ class Batcher(Generic[Item, Result]):
                 batch = self._take()
                 if batch:
                     for waiting, outcome in zip(batch, await self._outcomes(batch), strict=True):
-                        if not waiting.outcome.done():
+                        if waiting.outcome.done():
+                            self._abandon(waiting, outcome)
+                        else:
                             waiting.outcome.set_result(outcome)
         finally:
             self._worker = None
+
+    def _abandon(self, waiting: _Waiting[Item, Result], outcome: Result | Exception) -> None:
+        """Nobody takes this outcome. Raises nothing: the other callers wait for theirs."""
+        if not isinstance(outcome, Exception):
+            try:
+                self._abandoned(waiting.item, outcome)
+            except Exception:
+                _log.exception("an abandoned result could not be dealt with")
 
     async def _outcomes(self, batch: Sequence[_Waiting[Item, Result]]) -> Sequence[Result | Exception]:
         """Run the batch. Never raises: nobody may wait for ever, whatever happened."""

@@ -2,11 +2,12 @@
 
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from jobs_service.model.caller import Caller
-from jobs_service.model.errors import DeadlineExceeded
+from jobs_service.model.errors import CredentialsMissing, DeadlineExceeded
 
 
 @dataclass(slots=True)
@@ -25,6 +26,8 @@ class Call:
     detail: str = ""
     traceparent: str | None = None
     """The W3C trace context of this call's span, or without tracing that which the caller sent."""
+    if_undelivered: Callable[[], None] | None = None
+    """What is to be done if the answer does not go out after all; see interceptors.admission."""
 
     def seconds_left(self, at_most: float) -> float:
         """Return the seconds until the deadline, or at_most. Raises DeadlineExceeded."""
@@ -47,3 +50,18 @@ def begin(call: Call) -> None:
 def current() -> Call:
     """Return the call of the running task."""
     return _current.get()
+
+
+def current_with_caller() -> tuple[Call, Caller]:
+    """Return it and who calls. Raises CredentialsMissing."""
+    call = current()
+    if call.caller is None:
+        raise CredentialsMissing
+    return call, call.caller
+
+
+def undelivered() -> None:
+    """Note that the answer of the running task's call, if it has one, did not go out."""
+    call = _current.get(None)
+    if call is not None and call.if_undelivered is not None:
+        call.if_undelivered()

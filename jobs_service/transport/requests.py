@@ -32,8 +32,8 @@ from jobs_service.model.requests import CancelRequest, CreateRequest, GetRequest
 from jobs_service.transport import structs
 from jobs_service.transport.schedules import schedule_draft
 
-# The bytes that protobuf needs for one byte of compact JSON, at most: a list of digits, 11 for 2.
-_PROTOBUF_PER_JSON = 5.5
+PROTOBUF_PER_JSON = 5.5
+"""The bytes that protobuf needs for one byte of compact JSON, at most: a list of digits, 11 for 2."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 STATUSES: dict[int, JobStatus] = {
@@ -56,7 +56,7 @@ def create_request(
 
     place: of the request in a batch, None for one that stands alone.
     """
-    if request.run_parameters.ByteSize() > run_parameters.MAX_BYTES * _PROTOBUF_PER_JSON:
+    if request.run_parameters.ByteSize() > run_parameters.MAX_BYTES * PROTOBUF_PER_JSON:
         # Too large whatever is in it: not worth a walk.
         raise PayloadTooLarge([parameters_too_large()])
     violations: list[Violation] = []

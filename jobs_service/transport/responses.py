@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from jobs.v1 import jobs_pb2
-from jobs_service.model.job import Job, JobStatus, JobView, RunType
+from jobs_service.model.job import Attempt, AttemptOutcome, Job, JobError, JobStatus, JobView, RunType
 from jobs_service.model.requests import CreateResult
 from jobs_service.model.states import TERMINAL
 from jobs_service.transport import structs
@@ -17,7 +17,15 @@ MAX_BYTES = 3 * 1024 * 1024
 """Of an answer. Clients take 4 MiB by default."""
 
 _STATUS_NUMBERS: dict[JobStatus, Any] = {status: number for number, status in STATUSES.items()}
+_OUTCOME_NUMBERS: dict[AttemptOutcome, Any] = {
+    outcome: jobs_pb2.AttemptOutcome.Value(f"ATTEMPT_OUTCOME_{outcome}") for outcome in AttemptOutcome
+}
 _RUN_TYPE_NUMBERS: dict[RunType, Any] = {run_type: number for number, run_type in RUN_TYPES.items()}
+
+
+def run_type_number(run_type: RunType) -> Any:
+    """Return the enum's value."""
+    return _RUN_TYPE_NUMBERS[run_type]
 
 
 def create_response(result: CreateResult) -> jobs_pb2.CreateJobResponse:
@@ -97,9 +105,28 @@ def _set_full(message: jobs_pb2.Job, job: Job) -> None:
     if job.output_summary is not None:
         structs.to_struct(job.output_summary, message.output_summary)
     if job.error is not None:
-        message.error.type = job.error.type
-        message.error.message = job.error.message
-        message.error.retryable = job.error.retryable
+        _set_error(message.error, job.error)
+    message.worker_id = job.worker_id or ""
+    _set_time(message.lease_expire_time, job.lease_expire_time)
+    for attempt in job.attempts:
+        _set_attempt(message.attempts.add(), attempt)
+
+
+def _set_attempt(message: jobs_pb2.JobAttempt, attempt: Attempt) -> None:
+    message.number = attempt.number
+    message.worker_id = attempt.worker_id
+    _set_time(message.start_time, attempt.start_time)
+    _set_time(message.end_time, attempt.end_time)
+    if attempt.outcome is not None:
+        message.outcome = _OUTCOME_NUMBERS[attempt.outcome]
+    if attempt.error is not None:
+        _set_error(message.error, attempt.error)
+
+
+def _set_error(message: jobs_pb2.JobError, error: JobError) -> None:
+    message.type = error.type
+    message.message = error.message
+    message.retryable = error.retryable
 
 
 def _set_progress(message: jobs_pb2.JobProgress, progress: Mapping[str, Any]) -> None:

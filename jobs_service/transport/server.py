@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from jobs.v1 import jobs_pb2, jobs_pb2_grpc, workers_pb2, workers_pb2_grpc
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.health import Health
 from jobs_service.transport.interceptors.access_log import AccessLog
@@ -23,8 +23,13 @@ from jobs_service.transport.jobs_servicer import JobsServicer
 from jobs_service.transport.operations import Operations
 from jobs_service.transport.reflection import add_reflection
 from jobs_service.transport.tls import Tls
+from jobs_service.transport.worker_operations import WorkerOperations
+from jobs_service.transport.worker_requests import LONGEST_WAIT
+from jobs_service.transport.workers_servicer import WorkersServicer
 
 JOBS_SERVICE: str = jobs_pb2.DESCRIPTOR.services_by_name["JobsService"].full_name
+WORKERS_SERVICE: str = workers_pb2.DESCRIPTOR.services_by_name["WorkersService"].full_name
+SERVICES = (JOBS_SERVICE, WORKERS_SERVICE)
 HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
@@ -69,18 +74,20 @@ class ServerSettings:
             # Who connects and does not shake hands is not waited for as long as the core would, 2 minutes.
             ("grpc.server_handshake_timeout_ms", 20_000),
             ("grpc.max_connection_age_ms", int(self.max_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", int(self.drain * 1000)),
+            # A call that waits is not to be cut off by it.
+            ("grpc.max_connection_age_grace_ms", int((self.drain + LONGEST_WAIT.total_seconds()) * 1000)),
         ]
 
 
 class Server:
-    """Serves JobsService, health and reflection, on one port or two."""
+    """Serves JobsService, WorkersService, health and reflection, on one port or two."""
 
     def __init__(
         self,
         settings: ServerSettings,
         tls: Tls | None,
         operations: Operations,
+        worker_operations: WorkerOperations,
         authenticator: Authenticator,
         health: Health,
         access_log: AccessLog | None = None,
@@ -88,12 +95,20 @@ class Server:
         self._settings = settings
         self._tls = tls
         self._operations = operations
+        self._worker_operations = worker_operations
         self._health = health
         self._streams = Streams()
         seams = [LateHeaders(), access_log or AccessLog(), Errors()]
         untaken = UntakenAnswers(settings.bounds.answer_bytes)
         with_certificates = settings.mtls_target is not None
-        self._admission = Admission(settings.bounds, untaken, outside=seams, certificates=with_certificates)
+        self._admission = Admission(
+            settings.bounds,
+            untaken,
+            outside=seams,
+            certificates=with_certificates,
+            waiting=lambda: worker_operations.room.count,
+            followed=[f"/{WORKERS_SERVICE}/ClaimJobs"],
+        )
         self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[
@@ -110,9 +125,12 @@ class Server:
         )
         servicer = JobsServicer(operations, authenticator)
         jobs_pb2_grpc.add_JobsServiceServicer_to_server(servicer, self._server)
+        workers_pb2_grpc.add_WorkersServiceServicer_to_server(
+            WorkersServicer(worker_operations), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
         if settings.reflection:
-            add_reflection(self._server, [JOBS_SERVICE, HEALTH_SERVICE])
+            add_reflection(self._server, [*SERVICES, HEALTH_SERVICE])
 
     async def start(self) -> tuple[int, int | None]:
         """Listen; returns the port, and that of mTLS where there is one. Raises PortTaken."""
@@ -120,6 +138,7 @@ class Server:
         if self._settings.mtls_target is not None:
             mtls_port = self._listen(self._settings.mtls_target, mtls=True)
         await self._health.start()
+        self._worker_operations.start()
         await self._server.start()
         self._watching = asyncio.create_task(self._admission.watch())
         return port, mtls_port
@@ -142,8 +161,9 @@ class Server:
         self._health.drain()
         await asyncio.sleep(self._settings.drain_delay)
         self._streams.end_all()
+        self._worker_operations.room.close()
         await self._server.stop(self._settings.drain)
         if self._watching is not None:
             self._watching.cancel()
-        await self._operations.close()
+        await asyncio.gather(self._operations.close(), self._worker_operations.close())
         self._health.close()

@@ -15,6 +15,7 @@ from jobs.v1 import jobs_pb2
 from jobs_service.model.caller import Level
 from jobs_service.transport.operations import BATCHERS
 from jobs_service.transport.probe import ask_health
+from jobs_service.transport.worker_operations import WORK_BATCHERS
 from tests.e2e.load import CREATORS, DATABASE_AWAY, Load, Settings, outcome_of, serving
 from tests.support.client import Client
 from tests.support.history import History, Verdict
@@ -23,8 +24,8 @@ from tests.support.service import ServiceProcess, wait_until
 from tests.support.world import User, World
 
 NOT_CANCELLABLE = "FAILED_PRECONDITION JOB_NOT_CANCELLABLE"
-# Of a service with default settings: 8 lists, 2 more.
-POOL_SIZE = BATCHERS + 8 + 2
+# Of a service with default settings: 8 lists, 3 more.
+POOL_SIZE = BATCHERS + WORK_BATCHERS + 8 + 3
 RECOVERY_SECONDS = 30
 
 

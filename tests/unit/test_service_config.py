@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.v1 import jobs_pb2
+from jobs.v1 import jobs_pb2, workers_pb2
+from jobs_service.transport.worker_requests import LONGEST_WAIT
 
 FILE = Path(__file__).parents[2] / "protos/jobs/v1/service_config.json"
 READ = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
@@ -19,6 +20,18 @@ SAFE: dict[str, set[str]] = {
     # Unavailable may have been done. Nobody who reads the config knows whether there is a request id.
     "jobs.v1.JobsService/CreateJob": NOT_RUN,
     "jobs.v1.JobsService/CancelJob": NOT_RUN,
+    "jobs.v1.JobsService/BatchGetJobs": READ,
+    "jobs.v1.JobsService/BatchCreateJobs": NOT_RUN,
+    "jobs.v1.JobsService/BatchCancelJobs": NOT_RUN,
+    "jobs.v1.JobsService/RetryJob": NOT_RUN,
+    # A second claim after an answer that was lost would leave the jobs of the first to their leases.
+    "jobs.v1.WorkersService/ClaimJobs": NOT_RUN,
+    # May be repeated: the token and what is there decide, and the answer is the same.
+    "jobs.v1.WorkersService/HeartbeatJobs": READ,
+    "jobs.v1.WorkersService/CompleteJob": READ,
+    "jobs.v1.WorkersService/FailJob": READ,
+    "jobs.v1.WorkersService/ReleaseJob": READ,
+    "jobs.v1.WorkersService/FinishJobs": READ,
 }
 
 
@@ -29,7 +42,9 @@ def policies() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_rpc_has_one_entry_and_no_entry_is_of_another() -> None:
-    services = jobs_pb2.DESCRIPTOR.services_by_name.values()
+    services = [
+        service for file in (jobs_pb2, workers_pb2) for service in file.DESCRIPTOR.services_by_name.values()
+    ]
     methods = [f"{service.full_name}/{method.name}" for service in services for method in service.methods]
     assert sorted(name for name, _ in policies()) == sorted(methods) == sorted(SAFE)
 
@@ -45,3 +60,9 @@ def test_each_rpc_is_retried_after_what_is_safe_and_a_few_times(name: str, entry
 
 def test_the_package_brings_the_same_file() -> None:
     assert (resources.files("jobs.v1") / "service_config.json").read_text() == FILE.read_text()
+
+
+@pytest.mark.parametrize("rpc", ["ClaimJobs", "HeartbeatJobs"])
+def test_a_call_that_waits_for_as_long_as_it_may_has_more_time_than_that(rpc: str) -> None:
+    timeout = dict(policies())[f"jobs.v1.WorkersService/{rpc}"]["timeout"]
+    assert float(timeout.removesuffix("s")) > LONGEST_WAIT.total_seconds() + 5

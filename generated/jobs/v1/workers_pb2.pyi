@@ -597,7 +597,10 @@ class FinishJobsResult(_message.Message):
     """Output only. Whether the job is PENDING again because of this item."""
     @_builtins.property
     def job(self) -> _jobs_pb2.Job:
-        """Output only. The job in view BASIC, as it is now."""
+        """Output only. The job in view BASIC, as it is now. Where all of them would make more than 3 MiB the later ones
+        are without dataset_name, description, external_id, progress, error_message, cancel_reason and
+        waiting_on_job_ids.
+        """
 
     @_builtins.property
     def error(self) -> _errors_pb2.ItemError:

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,13 +71,24 @@ class Admission(grpc.aio.ServerInterceptor):
     caller that takes no answers is refused more long before all are.
 
     outside: the interceptors that refused calls pass too, from the outside in. certificates: whether a
-    connection's certificate may be credentials enough.
+    connection's certificate may be credentials enough. waiting: how many of the calls wait for something to
+    happen; they have a limit of their own and take nobody's place. followed: methods whose calls are to know
+    (Call.if_undelivered) whether their answer went out.
     """
 
     def __init__(
-        self, bounds: Bounds, untaken: UntakenAnswers, outside: Sequence[Interceptor], *, certificates: bool
+        self,
+        bounds: Bounds,
+        untaken: UntakenAnswers,
+        outside: Sequence[Interceptor],
+        *,
+        certificates: bool,
+        waiting: Callable[[], int] = lambda: 0,
+        followed: Collection[str] = (),
     ) -> None:
         self._bounds = bounds
+        self._waiting = waiting
+        self._followed = frozenset(followed)
         self._untaken = untaken
         self._outside = tuple(outside)
         self._certificates = certificates
@@ -145,7 +156,7 @@ class Admission(grpc.aio.ServerInterceptor):
         return True
 
     def _is_full(self) -> bool:
-        return len(self._admitted) >= self._bounds.calls
+        return len(self._admitted) - self._waiting() >= self._bounds.calls
 
     def _too_many(self) -> Overloaded:
         return Overloaded(limit=self._bounds.calls, resource="calls")
@@ -153,7 +164,7 @@ class Admission(grpc.aio.ServerInterceptor):
     def _method(self, name: str, handler: Handler) -> _Method:
         refuse = self._refusal(name)
         return _Method(
-            served=self._measure(handler, refuse),
+            served=self._measure(handler, refuse, followed=name in self._followed),
             full=_unread(refuse, lambda: self._untaken.refusal() or self._too_many()),
             anonymous=_unread(refuse, CredentialsMissing),
         )
@@ -170,7 +181,7 @@ class Admission(grpc.aio.ServerInterceptor):
         )
         return cast(Refuse, wrapped.unary_unary)
 
-    def _measure(self, handler: Handler, refuse: Refuse) -> Handler:
+    def _measure(self, handler: Handler, refuse: Refuse, *, followed: bool) -> Handler:
         """Receive the message here. gRPC would wait for it without any status when the call is cut off."""
         if handler.unary_unary is None:
             return handler
@@ -194,8 +205,11 @@ class Admission(grpc.aio.ServerInterceptor):
             return await behaviour(deserialize(data) if isinstance(data, bytes) else None, context)
 
         # Streaming means to a server that it receives the message itself.
-        measured: Handler = grpc.stream_unary_rpc_method_handler(
-            call, response_serializer=self._count_answer(handler.response_serializer or bytes)
+        encode = self._count_answer(handler.response_serializer or bytes)
+        measured: Handler = (
+            grpc.stream_stream_rpc_method_handler(_written(call), response_serializer=encode)
+            if followed
+            else grpc.stream_unary_rpc_method_handler(call, response_serializer=encode)
         )
         return measured
 
@@ -223,6 +237,19 @@ class Admission(grpc.aio.ServerInterceptor):
             return data
 
         return count
+
+
+def _written(behaviour: Behaviour) -> Callable[[Any, Context], Awaitable[None]]:
+    """Write the answer here: of one that gRPC writes nobody is told that it did not go out."""
+
+    async def call(request: Any, context: Context) -> None:
+        try:
+            await context.write(await behaviour(request, context))
+        except BaseException:
+            calls.undelivered()
+            raise
+
+    return call
 
 
 def _unread(refuse: Refuse, error: Callable[[], JobsError]) -> Handler:
