@@ -410,3 +410,70 @@ async def test_whatever_the_executor_raises_is_the_answer_for_all_and_the_next_c
         assert all(isinstance(outcome, MemoryError) for outcome in await outcomes(callers))
         executor.fails = False
         assert await batcher.submit(3) == 6
+
+
+@on_a_loop
+async def test_a_result_whose_caller_has_left_is_handed_to_whoever_deals_with_those() -> None:
+    operation, abandoned = Doubling(), list[tuple[int, int]]()
+    with ThreadPoolExecutor(1) as executor:
+        batcher = Batcher[int, int](
+            operation, executor, Limits(), abandoned=lambda item, result: abandoned.append((item, result))
+        )
+        operation.hold()
+        leaving, staying = await submitted(batcher, 3, 4)
+        await operation.running()
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        operation.let_go()
+        assert await staying == 8
+        await batcher.close()
+    assert abandoned == [(3, 6)]
+
+
+@on_a_loop
+async def test_a_caller_that_leaves_between_its_result_and_its_turn_has_left_it_too() -> None:
+    operation, abandoned = Doubling(), list[tuple[int, int]]()
+    with ThreadPoolExecutor(1) as executor:
+        batcher = Batcher[int, int](
+            operation, executor, Limits(), abandoned=lambda item, result: abandoned.append((item, result))
+        )
+        operation.hold()
+        first = asyncio.create_task(batcher.submit(0))
+        await operation.running()
+
+        async def cancels_the_other() -> None:
+            await batcher.submit(1)
+            caller.cancel()
+
+        canceller = asyncio.create_task(cancels_the_other())
+        # Its result is set in the same turn, right after that of the one who cancels it.
+        caller = asyncio.create_task(batcher.submit(3))
+        await asyncio.sleep(0)
+        operation.let_go()
+        await asyncio.wait([first, canceller, caller])
+        assert caller.cancelled()
+        await batcher.close()
+    assert abandoned == [(3, 6)]
+
+
+@on_a_loop
+async def test_many_items_are_queued_at_once_and_each_has_an_outcome_of_its_own() -> None:
+    operation = Failing(RowLocked(), 2)
+    async with batching(operation) as batcher:
+        outcomes = await asyncio.gather(*batcher.submit_all([(1, 1), (2, 1), (3, 1)]))
+    assert outcomes[0] == 2
+    assert isinstance(outcomes[1], RowLocked)
+    assert outcomes[2] == 6
+
+
+@on_a_loop
+async def test_a_full_queue_takes_what_comes_at_any_rate() -> None:
+    operation = Doubling()
+    async with batching(operation, waiting=1) as batcher:
+        callers = await behind_a_running_batch(batcher, operation, 1)
+        with pytest.raises(Overloaded):
+            batcher.submit_all([(5, 1)])
+        own = batcher.submit_all([(5, 1), (6, 1)], at_any_rate=True)
+        operation.let_go()
+        assert await asyncio.gather(*own) == [10, 12]
+        assert await outcomes(callers) == [0, 2]
