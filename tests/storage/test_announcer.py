@@ -96,7 +96,9 @@ def test_what_is_told_at_once_goes_in_few_messages(database_url: str) -> None:
         assert max(map(len, messages)) < 8000
 
 
-@pytest.mark.parametrize("payload", ["", "{", "[]", "null", '{"from": 1, "ready": ["DANCING"]}', '{"ready": 7}'])
+@pytest.mark.parametrize(
+    "payload", ["", "{", "[]", "null", '{"from": 1, "ready": ["DANCING"]}', '{"ready": 7}']
+)
 def test_a_message_of_nobody_known_wakes_everybody_and_ends_nothing(database_url: str, payload: str) -> None:
     with ears(database_url) as (teller, other), connect(database_url) as stranger:
         stranger.execute("SELECT pg_notify(%s, %s)", (CHANNEL, payload))
