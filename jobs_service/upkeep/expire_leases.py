@@ -1,6 +1,5 @@
 """Takes jobs back whose leases have expired, unless it may be our own fault that no heartbeat came."""
 
-import time
 from datetime import datetime
 
 from jobs_service.core.expire_leases import expire_leases
@@ -34,7 +33,7 @@ class ExpireLeases:
         since, self._since = self._since, None
         if self._pauses.any_since(self._last_run):
             since = None
-        self._last_run = time.monotonic()
+        self._last_run = self._pauses.clock()
         try:
             with self._database.transaction() as tx:
                 since = since or tx.leases.now()
