@@ -122,6 +122,8 @@ def test_every_field_that_can_be_wrong_has_a_value_that_is_taken_and_one_that_is
 def _wire_types(each: FieldDescriptor) -> list[int]:
     """The wire types that are wrong for a field; start and end of a group are so for all."""
     allowed = {0} if each.cpp_type in _VARINT else {2}
+    if each.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        allowed = {1}
     if each.is_repeated:
         allowed.add(2)
     return sorted({0, 1, 2, 5} - allowed)

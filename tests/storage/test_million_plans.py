@@ -20,9 +20,10 @@ from jobs_service.model.caller import Caller
 from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
 from jobs_service.model.requests import Cursor, GetRequest, JobFilter
 from jobs_service.model.states import EventType
-from jobs_service.storage import access_store, event_store, job_list, job_store
+from jobs_service.storage import access_store, dependency_store, event_store, job_list, job_store
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Transaction
+from jobs_service.storage.dependency_store import Ended
 from jobs_service.storage.event_store import Event
 from jobs_service.storage.job_insert import JobInsert
 from jobs_service.storage.job_store import RequestKey
@@ -51,6 +52,8 @@ class Full:
             "SELECT owner_id, creator_id, request_id FROM jobs WHERE request_id IS NOT NULL LIMIT 100"
         )
         self.keys = [RequestKey(*row) for row in found]
+        self.waiting = self._column("SELECT job_id FROM jobs WHERE dependencies > 0 LIMIT 100")
+        self.ended = self._column("SELECT job_id FROM ended_dependencies LIMIT 100")
 
     def _column(self, query: str) -> list[Any]:
         return [row[0] for row in self.world.sql.execute(query.encode())]
@@ -134,8 +137,9 @@ def _events(full: Full, n: int) -> list[Event]:
 def _finding(view: JobView) -> Case:
     return Case(
         lambda full, tx, n: tx.jobs.find([GetRequest(full.caller, one) for one in full.job_ids[:n]], view),
-        _ACCESS | {"pk_jobs"},
-        7,
+        _ACCESS | _WAITS | {"pk_jobs"},
+        # One of ten that are active waits for five others.
+        17,
     )
 
 
@@ -143,15 +147,64 @@ def _questions(n: int) -> list[StandingQuestion]:
     return [StandingQuestion(Caller(f"mi{one:05}", one), one) for one in range(1, n + 1)]
 
 
-_BY_ID = _NAMES | {"pk_jobs"}
+def _asked(full: Full, n: int) -> list[tuple[int, uuid.UUID]]:
+    return [(HOT_OWNER, job_id) for job_id in full.job_ids[:n]]
+
+
+_WAITS = frozenset({"pk_job_dependencies"})
+_BY_ID = _NAMES | _WAITS | {"pk_jobs"}
+_DEPENDENCIES = {
+    "visible": Case(lambda full, tx, n: tx.dependencies.visible(_asked(full, n)), _ACCESS | {"pk_jobs"}, 4),
+    "share": Case(
+        lambda full, tx, n: tx.dependencies.share(full.active[:n], wait=True), frozenset({"pk_jobs"}), 1
+    ),
+    "share free": Case(
+        lambda full, tx, n: tx.dependencies.share(full.active[:n], wait=False), frozenset({"pk_jobs"}), 1
+    ),
+    "insert": Case(
+        lambda full, tx, n: tx.dependencies.insert({uuid.uuid4(): full.active[:n]}), frozenset(), 0
+    ),
+    "unfinished": Case(
+        lambda full, tx, n: tx.dependencies.unfinished(full.waiting[:n]), _WAITS | {"pk_jobs"}, 10
+    ),
+    "dependants": Case(
+        lambda full, tx, n: tx.dependencies.dependants([Ended(one) for one in full.ended[:n]], limit=101),
+        frozenset({"ix_job_dependencies_depends_on_job_id_job_id", "pk_jobs"}),
+        # One of them has 10,000.
+        202,
+    ),
+    "lock_free": Case(
+        lambda full, tx, n: tx.dependencies.lock_free(full.active[:n]), frozenset({"pk_jobs"}), 1
+    ),
+    "existing": Case(
+        lambda full, tx, n: tx.dependencies.existing(full.active[:n]), frozenset({"pk_jobs"}), 1
+    ),
+    "advance": Case(
+        lambda full, tx, n: tx.dependencies.advance(dict.fromkeys(full.waiting[:n], 1)),
+        _WAITS | {"pk_jobs", "pk_job_queue"},
+        13,
+    ),
+    "pick": Case(
+        lambda full, tx, n: tx.dependencies.pick(after=full.ended[0], limit=n),
+        frozenset({"pk_ended_dependencies"}),
+        1,
+    ),
+    "leave": Case(
+        lambda full, tx, n: tx.dependencies.leave([Ended(one) for one in full.ended[:n]]), frozenset(), 0
+    ),
+    "drop": Case(
+        lambda full, tx, n: tx.dependencies.drop(full.ended[:n]), frozenset({"pk_ended_dependencies"}), 1
+    ),
+}
 CASES = {
+    **{f"DependencyStore.{name}": case for name, case in _DEPENDENCIES.items()},
     **{f"JobStore.find {view.name}": _finding(view) for view in JobView},
     "JobStore.insert": Case(lambda _, tx, n: tx.jobs.insert(_new(n)), frozenset(), 0),
     "JobStore.by_request_ids": Case(
-        lambda full, tx, n: tx.jobs.by_request_ids(full.keys[:n]), _NAMES | {"uq_jobs_request_id"}, 4
+        lambda full, tx, n: tx.jobs.by_request_ids(full.keys[:n]), _BY_ID | {"uq_jobs_request_id"}, 14
     ),
-    "JobStore.lock": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=True), _BY_ID, 4),
-    "JobStore.lock free": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=False), _BY_ID, 4),
+    "JobStore.lock": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=True), _BY_ID, 14),
+    "JobStore.lock free": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=False), _BY_ID, 14),
     "JobStore.cancel": Case(
         lambda full, tx, n: tx.jobs.cancel(dict.fromkeys(full.active[:n], ("mi00007", None))),
         frozenset({"pk_jobs"}),
@@ -189,6 +242,7 @@ def test_a_statement_goes_by_its_index(full: Full, case: Case, planned: Planned,
 
 def test_every_method_of_a_store_is_looked_at() -> None:
     stores = (
+        dependency_store.DependencyStore,
         job_store.JobStore,
         event_store.EventStore,
         access_store.AccessStore,
@@ -206,7 +260,7 @@ def test_every_method_of_a_store_is_looked_at() -> None:
 def test_every_statement_of_a_module_is_looked_at(full: Full) -> None:
     written = {
         f"{module.__name__}.{name}": str(statement.compile(dialect=full.world.database.engine.dialect))
-        for module in (job_store, event_store, access_store, job_list)
+        for module in (dependency_store, job_store, event_store, access_store, job_list)
         for name, found in vars(module).items()
         for statement in (found.values() if isinstance(found, dict) else [found])
         if isinstance(statement, Executable) and isinstance(statement, ClauseElement) and name.isupper()

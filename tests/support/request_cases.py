@@ -158,22 +158,84 @@ def _create_job() -> Iterator[Case]:
     yield from _texts("CreateJob.external_id", 128)
     yield from _numbers("CreateJob.priority", 0, 100, INT32, limit=100)
     yield Case("CreateJob.priority", "cut to 32 bits", wire=tagged(7, 0, varint(2**32 + 7)))
+    yield from _schedule()
     yield from _uuids("CreateJob.request_id", {})
     yield good("CreateJob.request_id", "empty is none", "")
     yield good("CreateJob.validate_only", "true", True)
     yield Case("CreateJob.validate_only", "a number of 64 bits", wire=tagged(15, 0, varint(2**63)))
 
 
+def _schedule() -> Iterator[Case]:
+    """When, how often and after what a job runs."""
+    yield from _numbers("CreateJob.max_attempts", 1, 100, INT32, limit=100)
+    yield bad("CreateJob.max_attempts", "0, given", 0, limit=100)
+    month, day = 30 * 86_400, 86_400
+    yield from _spans("CreateJob.start_delay", 0, month)
+    yield _not_a_message("CreateJob.start_delay", 9)
+    yield from _spans("CreateJob.run_timeout", 1, month)
+    yield _not_a_message("CreateJob.run_timeout", 10)
+    yield bad("CreateJob.run_timeout", "a nanosecond", {"nanos": 1}, limit=month)
+    yield good("CreateJob.retry_policy", "empty", {})
+    yield _not_a_message("CreateJob.retry_policy", 11)
+    yield from _spans("CreateJob.retry_policy.initial_backoff", 0, day)
+    # 1 s is the first wait where none is given.
+    yield from _spans("CreateJob.retry_policy.max_backoff", 1, day)
+    path = "CreateJob.retry_policy.max_backoff"
+    policy = {"initial_backoff": {"seconds": 700}, "max_backoff": {"seconds": 699, "nanos": 999_999_000}}
+    yield replace(bad(path, "below the first", None, limit=day), fields={"retry_policy": policy})
+    policy = {"initial_backoff": {"seconds": 700}, "max_backoff": {"seconds": 700}}
+    yield replace(good(path, "the same as the first", None), fields={"retry_policy": policy})
+    path = "CreateJob.retry_policy.backoff_multiplier"
+    for number in (0.0, 0.999, 10.001, -1.0, 1e308, float("nan"), float("inf"), float("-inf")):
+        yield bad(path, str(number), number, limit=10)
+    yield from (good(path, str(number), number) for number in (1.0, 1.5, 10.0))
+    yield from _depends_on()
+
+
+def _depends_on() -> Iterator[Case]:
+    path = "CreateJob.depends_on_job_ids"
+    missing = {"code": "NOT_FOUND", "reason": "DEPENDENCY_NOT_FOUND"}
+    for name, text in BAD_UUIDS.items():
+        yield bad(path, f"a UUID {name}", [UUID, text], at="[1]")
+    yield bad(path, "an empty one", [""], at="[0]")
+    yield bad(path, "one twice, in another case", [UUID, UUID.upper()], at="[1]")
+    yield good(path, "none", [])
+    yield good(path, "one that is not there", [UUID.upper()], **missing)
+    some = [f"{UUID[:-4]}{number:04x}" for number in range(101)]
+    yield good(path, "a hundred that are not there", some[:100], **missing)
+    yield bad(path, "a hundred and one", some, limit=100)
+    yield bad(path, "a hundred thousand", ["x"] * 100_000, limit=100)
+    for number in (3, 99, *INT32):
+        yield bad("CreateJob.on_dependency_failure", f"the number {number}", number)
+    for number in (0, 1, 2):
+        yield good("CreateJob.on_dependency_failure", f"the number {number}", number)
+    for indexes in ([0], [-1], [0] * 101, [INT32[1]]):
+        yield bad("CreateJob.depends_on_indexes", f"{indexes[:3]}, {len(indexes)} of them", indexes)
+    yield good("CreateJob.depends_on_indexes", "none", [])
+
+
+def _spans(path: str, lowest: int, highest: int) -> Iterator[Case]:
+    for seconds in sorted({lowest, highest}):
+        yield good(path, f"{seconds} s, the edge", {"seconds": seconds})
+    yield good(path, "1.000000001 s", {"seconds": 1, "nanos": 1})
+    yield bad(path, "a nanosecond over", {"seconds": highest, "nanos": 1}, limit=highest)
+    for seconds in sorted({lowest - 1, highest + 1, *INT64}):
+        yield bad(path, f"{seconds} s", {"seconds": seconds}, limit=highest)
+    yield bad(path, "negative nanoseconds", {"nanos": -1_000}, limit=highest)
+    yield bad(path, "signs that differ", {"seconds": 2, "nanos": -1}, limit=highest)
+    for nanos in (10**9, *INT32):
+        yield bad(path, f"{nanos} ns", {"seconds": 2, "nanos": nanos}, limit=highest)
+
+
+def _not_a_message(path: str, number: int) -> Case:
+    answer = {"code": "INVALID_ARGUMENT", "reason": "INVALID_FIELD"}
+    wire = tagged(number, 2, b"\x0a")
+    return Case(path, "no message of its type", wrong="request", wire=wire, **answer)
+
+
 def _list_jobs() -> Iterator[Case]:
     yield good("ListJobs.filter", "empty", {})
-    yield Case(
-        "ListJobs.filter",
-        "no message of its type",
-        wrong="request",
-        code="INVALID_ARGUMENT",
-        reason="INVALID_FIELD",
-        wire=tagged(1, 2, b"\x0a"),
-    )
+    yield _not_a_message("ListJobs.filter", 1)
     yield from (bad("ListJobs.filter.user_id", str(number), number) for number in (0, -1, INT64[0]))
     yield good("ListJobs.filter.user_id", "nobody's", INT64[1], **_NO_USER)
     for text in ("", "us1000", "us100000", "u100000", "1000000", "us1000\u0660", "\u212aa10000", "us10000\n",
