@@ -13,6 +13,7 @@ from jobs_service import __version__
 from jobs_service.config import Address, Config, ConfigError, check_serving
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
+from jobs_service.core.orphans import Orphans
 from jobs_service.core.signals import Signals
 from jobs_service.core.worker_service import WorkerService
 from jobs_service.opening import Storage, keep_alive, open_storage
@@ -34,6 +35,7 @@ from jobs_service.transport.operations import Operations
 from jobs_service.transport.server import SERVICES, PortTaken, Server, ServerSettings
 from jobs_service.transport.worker_operations import WorkerOperations
 from jobs_service.upkeep.adopt_jobs import AdoptJobs
+from jobs_service.upkeep.cancel_orphans import CancelOrphans
 from jobs_service.upkeep.count_jobs import CountJobs
 from jobs_service.upkeep.expire_leases import ExpireLeases
 from jobs_service.upkeep.fill_places import FillPlaces
@@ -119,7 +121,7 @@ async def _serve(
     )
     operations = Operations(
         JobService(storage.database, signals),
-        AccessService(storage.database),
+        AccessService(storage.database, signals),
         limits=limits,
         list_threads=config.list_threads,
         read_seconds=config.read_seconds,
@@ -182,6 +184,7 @@ def _duties(
         PromoteJobs(database, signals),
         AdoptJobs(database, signals),
         FillPlaces(database, signals),
+        CancelOrphans(Orphans(database, signals)),
     ]
     if config.keep_jobs_days is not None:
         duties.append(PurgeJobs(database, timedelta(days=config.keep_jobs_days), metrics.work))

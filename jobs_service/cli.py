@@ -4,16 +4,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
-from jobs_service import __version__, app
+from jobs_service import __version__, access_commands, app
 from jobs_service.config import Address, Config, ConfigError, check_serving, load
-from jobs_service.core.access_service import AccessService
-from jobs_service.model.caller import Level, Role, normalized_soeid
 from jobs_service.model.errors import DatabaseUnavailable, DatasetNotFound, JobsError, UserNotFound
-from jobs_service.model.job import RunType
 from jobs_service.opening import SchemaUnusable, open_storage
 from jobs_service.storage.driver_errors import MigrationHeldUp, PrivilegeMissing, UnusableDatabaseUrl
 from jobs_service.storage.embedded import EmbeddedPostgresError
@@ -72,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = load(os.environ)
         configure_logging(config.log_level)
-        code = parsed.run(config, parsed)
+        # Commands that can only succeed or raise return nothing.
+        code = parsed.run(config, parsed) or ExitCode.OK
     except KeyboardInterrupt:
         code = ExitCode.OK
     except tuple(kind for kind, _ in _EXIT_CODES) as error:
@@ -100,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_running(commands)
-    _add_access(commands)
+    access_commands.add_to(commands)
     return parser
 
 
@@ -134,45 +131,7 @@ def _add_running(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         _token,
         "print a bearer token for a SOEID, good for 12 hours (needs a shared secret or the development key)",
     )
-    token.add_argument("soeid", type=_soeid)
-
-
-def _add_access(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    user = commands.add_parser("user", help="add users").add_subparsers(required=True, metavar="COMMAND")
-    add_user = _add(user, "add", _user_add, "add a user, or give the one there is this role")
-    add_user.add_argument("soeid", type=_soeid)
-    add_user.add_argument("--role", required=True, choices=[role.value for role in Role])
-    dataset = commands.add_parser("dataset", help="add data sets")
-    add_dataset = _add(
-        dataset.add_subparsers(required=True, metavar="COMMAND"),
-        "add",
-        _dataset_add,
-        "add a data set, or give the one there is this name",
-    )
-    add_dataset.add_argument("id", type=_dataset_id)
-    add_dataset.add_argument("name")
-    grant = _add(commands, "grant", _grant, "give a user a permission on a data set")
-    revoke = _add(commands, "revoke", _revoke, "take a user's permission on a data set away")
-    for parser in (grant, revoke):
-        parser.add_argument("soeid", type=_soeid)
-        parser.add_argument("dataset_id", type=_dataset_id)
-    grant.add_argument("level", choices=[level.word for level in Level])
-    run_type = _add(commands, "grant-run-type", _grant_run_type, "let a service work on a run type")
-    run_type.add_argument("soeid", type=_soeid)
-    run_type.add_argument("run_type", choices=[run_type.value for run_type in RunType])
-
-
-def _soeid(text: str) -> str:
-    soeid = normalized_soeid(text)
-    if soeid is None:
-        raise argparse.ArgumentTypeError("a SOEID is two letters and five digits")
-    return soeid
-
-
-def _dataset_id(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**63:
-        raise argparse.ArgumentTypeError("the id of a data set is a positive integer")
-    return int(text)
+    token.add_argument("soeid", type=access_commands.soeid)
 
 
 def _serve(config: Config, parsed: argparse.Namespace) -> ExitCode:
@@ -247,45 +206,4 @@ def _health(config: Config, parsed: argparse.Namespace) -> ExitCode:
 def _token(config: Config, parsed: argparse.Namespace) -> ExitCode:
     key = token_keys(config)[0]
     print(make_token(key, parsed.soeid, issuer=config.jwt_issuer, audience=config.jwt_audience))
-    return ExitCode.OK
-
-
-@contextmanager
-def _access(config: Config) -> Iterator[AccessService]:
-    with open_storage(config, migrate=False, exclusive=False) as storage:
-        yield AccessService(storage.database)
-
-
-def _user_add(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    with _access(config) as access:
-        user_id = access.put_user(parsed.soeid, Role(parsed.role))
-    print(f"user {parsed.soeid} has id {user_id} and role {parsed.role}")
-    return ExitCode.OK
-
-
-def _dataset_add(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    with _access(config) as access:
-        access.put_dataset(parsed.id, parsed.name)
-    print(f"data set {parsed.id} is called {parsed.name}")
-    return ExitCode.OK
-
-
-def _grant(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    with _access(config) as access:
-        access.grant(parsed.soeid, parsed.dataset_id, Level[parsed.level.upper()])
-    print(f"{parsed.soeid} has {parsed.level} on data set {parsed.dataset_id}")
-    return ExitCode.OK
-
-
-def _revoke(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    with _access(config) as access:
-        had = access.revoke(parsed.soeid, parsed.dataset_id)
-    print(f"{parsed.soeid} has no permission on data set {parsed.dataset_id}{'' if had else ', as before'}")
-    return ExitCode.OK
-
-
-def _grant_run_type(config: Config, parsed: argparse.Namespace) -> ExitCode:
-    with _access(config) as access:
-        access.grant_run_type(parsed.soeid, RunType(parsed.run_type))
-    print(f"{parsed.soeid} may work on {parsed.run_type}")
     return ExitCode.OK

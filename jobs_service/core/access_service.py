@@ -1,11 +1,15 @@
-"""Who there is and who may do what, as an operator sets it up."""
+"""Who there is and who may do what: shown, looked up, and changed through AccessChanges."""
 
 from collections.abc import Sequence
 
+from jobs_service.core.access_changes import AccessChanges, require_admin
+from jobs_service.core.signals import Signals
+from jobs_service.model.access import Actor, PermissionsPage, PermissionsRequest
 from jobs_service.model.caller import Level, Role
 from jobs_service.model.errors import DatasetNotFound, UserNotFound
 from jobs_service.model.job import RunType
-from jobs_service.storage.database import Database, Transaction
+from jobs_service.storage.access_list import PermissionFilter
+from jobs_service.storage.database import Database
 
 _DEMO_USERS = (
     # In this order they get the ids 1 to 5.
@@ -20,13 +24,11 @@ _DEMO_PERMISSIONS = (("al00001", 1, Level.WRITE), ("bo00001", 1, Level.READ))
 
 
 class AccessService:
-    """Users, data sets, permissions. Every change can be repeated and counts from the next call on.
+    """Users, data sets, permissions. SOEIDs are in lower case. Every operation raises DatabaseUnavailable."""
 
-    SOEIDs are in lower case. Every operation raises DatabaseUnavailable.
-    """
-
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, signals: Signals | None = None) -> None:
         self._database = database
+        self._signals = signals or Signals()
 
     def find_user_ids(self, soeids: Sequence[str]) -> list[int | None]:
         """Return the id of each SOEID, None where nobody has it, in the order asked."""
@@ -34,33 +36,28 @@ class AccessService:
             found = tx.access.user_ids(soeids)
         return [found.get(soeid) for soeid in soeids]
 
-    def put_user(self, soeid: str, role: Role) -> int:
-        """Add a user, or give the one there is this role. Returns the user's id."""
-        with self._database.transaction() as tx:
-            return tx.access.put_user(soeid, role)
+    def changes(self, *, by: Actor) -> AccessChanges:
+        """Return the changes, as this actor makes them."""
+        return AccessChanges(self._database, self._signals, by=by)
 
-    def put_dataset(self, dataset_id: int, name: str) -> None:
-        """Add a data set, or give the one there is this name."""
-        with self._database.transaction() as tx:
-            tx.access.put_dataset(dataset_id, name)
+    def list_permissions(self, request: PermissionsRequest, *, by: Actor, seconds: float) -> PermissionsPage:
+        """Return a page of who may do what, and the user and the data set that were asked for.
 
-    def grant(self, soeid: str, dataset_id: int, level: Level) -> None:
-        """Set the user's level on the data set. Raises UserNotFound, DatasetNotFound."""
-        with self._database.transaction() as tx:
-            user_id = _user_id(tx, soeid)
-            if not tx.access.dataset_exists(dataset_id):
-                raise DatasetNotFound(dataset_id=dataset_id)
-            tx.access.grant(user_id, dataset_id, level)
-
-    def revoke(self, soeid: str, dataset_id: int) -> bool:
-        """Take the user's level on the data set away; whether there was one. Raises UserNotFound."""
-        with self._database.transaction() as tx:
-            return tx.access.revoke(_user_id(tx, soeid), dataset_id)
-
-    def grant_run_type(self, soeid: str, run_type: RunType) -> None:
-        """Let a service work on jobs of this run type. Raises UserNotFound."""
-        with self._database.transaction() as tx:
-            tx.access.grant_run_type(_user_id(tx, soeid), run_type)
+        seconds: what one statement may take, else DeadlineExceeded. Raises CallerUnknown, RoleRequired,
+        UserNotFound (of an on-behalf call, or the one asked for), DatasetNotFound.
+        """
+        with self._database.snapshot(seconds=seconds) as tx:
+            require_admin(tx, by)
+            user = None if request.soeid is None else tx.access_list.user(request.soeid)
+            dataset = None if request.dataset_id is None else tx.access_list.dataset(request.dataset_id)
+            if request.soeid is not None and user is None:
+                raise UserNotFound(user_soeid=request.soeid)
+            if request.dataset_id is not None and dataset is None:
+                raise DatasetNotFound(dataset_id=request.dataset_id)
+            wanted = PermissionFilter(user.user_id if user else None, request.dataset_id)
+            found = tx.access_list.permissions(wanted, after=request.after, limit=request.page_size + 1)
+        page = found[: request.page_size]
+        return PermissionsPage(page, more=len(page) < len(found), user=user, dataset=dataset)
 
     def fill_if_empty(self) -> bool:
         """Add the demo to a database that has no user yet; whether it did."""
@@ -75,10 +72,3 @@ class AccessService:
             for run_type in RunType:
                 tx.access.grant_run_type(ids["sv00001"], run_type)
             return True
-
-
-def _user_id(tx: Transaction, soeid: str) -> int:
-    user_id = tx.access.user_ids([soeid]).get(soeid)
-    if user_id is None:
-        raise UserNotFound(user_soeid=soeid)
-    return user_id

@@ -20,7 +20,7 @@ from jobs_service.model.job import Job, RunType
 
 
 class Action(Enum):
-    """What somebody may want to do with a data set or with a job on it."""
+    """What somebody may want to do: with a data set or a job on it, or with all of them."""
 
     CREATE = "create a job that writes"
     EXPLORE = "create a job that only reads"
@@ -28,6 +28,7 @@ class Action(Enum):
     SHOW = "see a job, its status and its place in lists"
     CANCEL = "cancel a job"
     RETRY = "make a job that has ended PENDING again"
+    ADMINISTER = "change or see who there is and who may do what"
 
 
 NEEDED_LEVEL: dict[Action, Level] = {
@@ -39,6 +40,11 @@ NEEDED_LEVEL: dict[Action, Level] = {
     Action.RETRY: Level.WRITE,
 }
 """The level on the data set that an action takes. The role admin needs none."""
+
+NEEDED_ROLE: dict[Action, Role] = {
+    Action.ADMINISTER: Role.ADMIN,
+}
+"""The role that an action takes which no level on a data set is enough for."""
 
 OWN_JOB = frozenset({Action.SHOW, Action.CANCEL, Action.RETRY})
 """What a job's owner and its creator may do without any level."""
@@ -103,6 +109,13 @@ def require_work(
 def sees_everything(standing: Standing) -> bool:
     """Whether the call has the permissions of an admin. On behalf of a user it never has."""
     return standing.subject_role is Role.ADMIN
+
+
+def require_role(action: Action, standing: Standing) -> None:
+    """Check an action that takes a role, which on behalf of a user is that user's. Raises RoleRequired."""
+    needed = NEEDED_ROLE[action]
+    if standing.subject_role is not needed:
+        raise RoleRequired(required_role=needed.value)
 
 
 def require_dataset(action: Action, standing: Standing, dataset_id: int) -> None:

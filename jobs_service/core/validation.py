@@ -17,6 +17,7 @@ from jobs_service.model.job import JsonObject, NewJob, RunType
 MAX_VIOLATIONS = 20
 MAX_DESCRIPTION = 1_000
 MAX_EXTERNAL_ID = 128
+MAX_DATASET_NAME = 500
 MAX_CANCEL_REASON = 500
 MAX_PRIORITY = 100
 MAX_PAGE_SIZE = 1_000
@@ -156,6 +157,13 @@ def check_id(name: str, value: int) -> Iterator[Violation]:
     """Yield what is wrong with the id of a user or a data set."""
     if value <= 0:
         yield Violation(name, "is required and must be positive")
+
+
+def check_dataset_name(name: str) -> Iterator[Violation]:
+    """Yield what is wrong with the name of a data set."""
+    if not name:
+        yield Violation("name", "is required")
+    yield from check_text("name", name, MAX_DATASET_NAME)
 
 
 def check_uuid(name: str, text: str) -> Iterator[Violation]:

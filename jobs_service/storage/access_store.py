@@ -1,4 +1,4 @@
-"""Users, roles, data sets and permissions."""
+"""Users, roles, data sets and permissions: who stands how, and every change."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from jobs_service.model.caller import Caller, Level, Role, Standing
 from jobs_service.model.job import RunType
+from jobs_service.storage.queue_tables import dataset_limits
 from jobs_service.storage.recordset import recordset, rows
 from jobs_service.storage.tables import (
     dataset_permissions,
@@ -76,6 +77,9 @@ _KEEP_DATASETS = (
     .with_for_update(read=True, key_share=True)
 )
 _KEEP_DATASETS_FREE = _KEEP_DATASETS.with_for_update(read=True, key_share=True, skip_locked=True)
+# Of the changes, which are few: what one has read and decided holds until it commits, for the history too.
+# The number is this lock's own, as the one in storage/schema.py.
+_LOCK = select(func.pg_advisory_xact_lock(0x6A6F62735F616363))
 _EXISTING = select(users.c.user_id).where(users.c.user_id == bindparam("user_id"))
 _BY_SOEID = select(users.c.soeid, users.c.user_id).where(users.c.soeid == func.any(bindparam("soeids")))
 
@@ -148,6 +152,10 @@ class AccessStore:
         """Whether there is no user yet."""
         return self._connection.execute(select(users.c.user_id).limit(1)).first() is None
 
+    def lock(self) -> None:
+        """Wait until no other transaction changes users, data sets or permissions, and keep them out."""
+        self._connection.execute(_LOCK)
+
     def put_user(self, soeid: str, role: Role) -> int:
         """Add a user, or give the one there is this role. Returns the id."""
         statement = insert(users).values(soeid=soeid, role=role.value)
@@ -165,10 +173,29 @@ class AccessStore:
             )
         )
 
-    def dataset_exists(self, dataset_id: int) -> bool:
-        """Whether there is a data set of that id."""
-        query = select(datasets.c.dataset_id).where(datasets.c.dataset_id == dataset_id)
-        return self._connection.execute(query).first() is not None
+    def delete_user(self, soeid: str) -> int | None:
+        """Delete a user with all that was granted to it. Returns the id it had, None where nobody has it."""
+        statement = delete(users).where(users.c.soeid == soeid).returning(users.c.user_id)
+        return self._connection.execute(statement).scalar()
+
+    def delete_dataset(self, dataset_id: int) -> bool:
+        """Delete a data set with its permissions and limit. Returns whether there was one."""
+        statement = delete(datasets).where(datasets.c.dataset_id == dataset_id)
+        return self._connection.execute(statement).rowcount > 0
+
+    def set_limit(self, dataset_id: int, max_running: int | None) -> None:
+        """Let so many jobs of the data set run at once, or any number. It must exist."""
+        if max_running is None:
+            gone = delete(dataset_limits).where(dataset_limits.c.dataset_id == dataset_id)
+            self._connection.execute(gone)
+            return
+        statement = insert(dataset_limits).values(dataset_id=dataset_id, max_running=max_running)
+        self._connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[dataset_limits.c.dataset_id],
+                set_={"max_running": statement.excluded.max_running},
+            )
+        )
 
     def grant(self, user_id: int, dataset_id: int, level: Level) -> None:
         """Set the user's level on the data set. Both must exist."""
@@ -193,3 +220,10 @@ class AccessStore:
         """Let the service work on jobs of this run type. The user must exist."""
         statement = insert(run_type_grants).values(user_id=user_id, run_type=run_type.value)
         self._connection.execute(statement.on_conflict_do_nothing())
+
+    def revoke_run_type(self, user_id: int, run_type: RunType) -> bool:
+        """Keep the service from work on jobs of this run type. Returns whether it was granted."""
+        statement = delete(run_type_grants).where(
+            run_type_grants.c.user_id == user_id, run_type_grants.c.run_type == run_type.value
+        )
+        return self._connection.execute(statement).rowcount > 0

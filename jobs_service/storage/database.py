@@ -11,7 +11,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from jobs_service.model.errors import DatabaseUnavailable, DeadlineExceeded, JobsError, TransactionRolledBack
 from jobs_service.model.news import News
 from jobs_service.storage import driver_errors
+from jobs_service.storage.access_events import AccessEvents
+from jobs_service.storage.access_list import AccessList
 from jobs_service.storage.access_store import AccessStore
+from jobs_service.storage.deleted_datasets import DeletedDatasets
 from jobs_service.storage.dependency_store import DependencyStore
 from jobs_service.storage.ending_store import EndingStore
 from jobs_service.storage.engine import (
@@ -58,6 +61,9 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self.news = News()
         self.access = AccessStore(connection)
+        self.access_list = AccessList(connection)
+        self.access_events = AccessEvents(connection)
+        self.deleted_datasets = DeletedDatasets(connection)
         self.jobs = JobStore(connection)
         self.job_list = JobList(connection)
         self.queue = JobQueue(connection)

@@ -65,9 +65,17 @@ class Authenticator:
                 return self._certificates.soeid(pem)
         return self._verifier.soeid(_bearer_token(headers))
 
-    def forget(self, soeid: str) -> None:
-        """Look this SOEID up anew next time."""
-        self._remembered.pop(soeid, None)
+    async def looked_up_anew(self, soeid: str, call: Call) -> bool:
+        """Look up a SOEID that was remembered, for what was refused; whether somebody has it."""
+        # Until there is an answer the others go on with what is remembered, and come here as well.
+        if soeid not in self._remembered:
+            return False
+        found = await self._find_user_id(soeid, call)
+        if found is None:
+            self._remembered.pop(soeid, None)
+            return False
+        self._remembered[soeid] = found
+        return True
 
     async def user_id(self, soeid: str, call: Call) -> int | None:
         """Return the id of a SOEID in lower case, None for nobody."""

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from jobs_service.model.caller import Caller
-from jobs_service.model.errors import CredentialsMissing
 from jobs_service.model.job import JobView
 from jobs_service.model.requests import Cursor, JobFilter, ListRequest, Page
 from jobs_service.transport import batches, page_tokens, requests, responses
@@ -30,7 +28,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
 
     async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Any) -> jobs_pb2.CreateJobResponse:
         """Create a job."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         size = request.ByteSize()
         wanted = await _converted(size, lambda: requests.create_request(caller, request, call.traceparent))
         result = await self._operations.create(wanted, call)
@@ -38,7 +36,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
 
     async def ListJobs(self, request: jobs_pb2.ListJobsRequest, context: Any) -> jobs_pb2.ListJobsResponse:
         """Show a page of jobs."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         requests.check_list(request)
         wanted = requests.job_filter(request.filter, owner_id=await self._owner_id(request.filter, call))
         view = requests.view_of(request.view, default=JobView.BASIC)
@@ -56,7 +54,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
 
     async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Any) -> jobs_pb2.GetJobResponse:
         """Show a job."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         wanted, view = requests.get_request_and_view(caller, request)
         job = await self._operations.get(wanted, view, call)
         return await _converted(
@@ -67,14 +65,14 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.GetJobStatusRequest, context: Any
     ) -> jobs_pb2.GetJobStatusResponse:
         """Show how far a job is."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         wanted = requests.get_request(caller, request.job_id)
         job = await self._operations.get(wanted, JobView.STATUS, call)
         return await _converted(job.payload_bytes, lambda: responses.status_response(job))
 
     async def CancelJob(self, request: jobs_pb2.CancelJobRequest, context: Any) -> jobs_pb2.CancelJobResponse:
         """Cancel a job."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         job = await self._operations.cancel(requests.cancel_request(caller, request), call)
         return await _converted(
             job.payload_bytes,
@@ -89,7 +87,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.BatchCreateJobsRequest, context: Any
     ) -> jobs_pb2.BatchCreateJobsResponse:
         """Create many jobs, or none."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         wanted = await asyncio.to_thread(batches.create_requests, caller, request, call.traceparent)
         results = await self._operations.create_batch(wanted, call)
         return await asyncio.to_thread(batches.create_response, results)
@@ -98,7 +96,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.BatchGetJobsRequest, context: Any
     ) -> jobs_pb2.BatchGetJobsResponse:
         """Show many jobs."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         wanted = batches.get_request(caller, request)
         found = await self._operations.get_batch(wanted, call)
         return await asyncio.to_thread(batches.get_response, wanted, found)
@@ -107,7 +105,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.BatchCancelJobsRequest, context: Any
     ) -> jobs_pb2.BatchCancelJobsResponse:
         """Cancel many jobs."""
-        call, caller = _current()
+        call, caller = calls.current_with_caller()
         batches.check_cancel(request)
         owner_id = await self._owner_id(request.filter, call)
         wanted = batches.cancel_request(caller, request, owner_id=owner_id)
@@ -121,13 +119,6 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         if wanted.HasField("user_soeid"):
             return await self._authenticator.user_id(wanted.user_soeid.lower(), call)
         return None
-
-
-def _current() -> tuple[Call, Caller]:
-    call = calls.current()
-    if call.caller is None:
-        raise CredentialsMissing
-    return call, call.caller
 
 
 async def _converted(size: int, convert: Callable[[], T]) -> T:

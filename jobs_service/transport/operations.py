@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from jobs_service.core.access_changes import AccessChanges
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
+from jobs_service.model.access import PermissionsPage, PermissionsRequest
+from jobs_service.model.caller import Caller
 from jobs_service.model.errors import JobsError, Overloaded, ShuttingDown
 from jobs_service.model.job import Job, JobView
 from jobs_service.model.requests import (
@@ -63,6 +66,8 @@ class Operations:
         self._list_metrics = metrics.batches("list")
         self._list_metrics.waiting_are(lambda: max(0, self._lists_waiting - list_threads))
         self._many_metrics = {name: metrics.batches(f"batch_{name}") for name in ("create", "get", "cancel")}
+        self._access_service = access_service
+        self._access_metrics = metrics.batches("access")
         self._closed = False
         self._users = Batcher[str, int | None](
             access_service.find_user_ids, self._batch_threads, limits, metrics.batches("find_user")
@@ -127,6 +132,19 @@ class Operations:
             call,
             self._many_metrics["cancel"],
         )
+
+    async def list_permissions(self, request: PermissionsRequest, by: Caller, call: Call) -> PermissionsPage:
+        """See AccessService.list_permissions."""
+        return await self._on_a_thread(
+            lambda seconds: self._access_service.list_permissions(request, by=by, seconds=seconds),
+            call,
+            self._access_metrics,
+        )
+
+    async def change_access(self, change: Callable[[AccessChanges], T], by: Caller, call: Call) -> T:
+        """Make one change. They are few, and one waits for the other in the database anyway."""
+        changes = self._access_service.changes(by=by)
+        return await self._on_a_thread(lambda _: change(changes), call, self._access_metrics)
 
     async def _on_a_thread(self, run: Callable[[float], T], call: Call, metrics: BatchMetrics) -> T:
         """Run one transaction, again where it was surely rolled back. run: is told its caller's seconds."""

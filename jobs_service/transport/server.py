@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jobs.v1 import jobs_pb2, jobs_pb2_grpc, workers_pb2, workers_pb2_grpc
+from jobs.v1 import access_pb2, access_pb2_grpc, jobs_pb2, jobs_pb2_grpc, workers_pb2, workers_pb2_grpc
+from jobs_service.transport.access_servicer import AccessServicer
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.health import Health
 from jobs_service.transport.interceptors.access_log import AccessLog
@@ -29,7 +30,8 @@ from jobs_service.transport.workers_servicer import WorkersServicer
 
 JOBS_SERVICE: str = jobs_pb2.DESCRIPTOR.services_by_name["JobsService"].full_name
 WORKERS_SERVICE: str = workers_pb2.DESCRIPTOR.services_by_name["WorkersService"].full_name
-SERVICES = (JOBS_SERVICE, WORKERS_SERVICE)
+ACCESS_SERVICE: str = access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name
+SERVICES = (JOBS_SERVICE, WORKERS_SERVICE, ACCESS_SERVICE)
 HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
@@ -80,7 +82,7 @@ class ServerSettings:
 
 
 class Server:
-    """Serves JobsService, WorkersService, health and reflection, on one port or two."""
+    """Serves the API, health and reflection, on one port or two."""
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class Server:
         )
         servicer = JobsServicer(operations, authenticator)
         jobs_pb2_grpc.add_JobsServiceServicer_to_server(servicer, self._server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(operations), self._server)
         workers_pb2_grpc.add_WorkersServiceServicer_to_server(
             WorkersServicer(worker_operations), self._server
         )

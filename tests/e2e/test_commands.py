@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from jobs_service import cli
+from jobs_service.core.access_service import AccessService
 from jobs_service.model.caller import Level
 from jobs_service.transport.tokens import DEVELOPMENT_KEY_FILE
 from tests.conftest import service_settings
@@ -169,7 +170,9 @@ def test_changes_without_the_service_count_from_its_start_on(fresh: Path) -> Non
 def test_an_empty_database_is_served_with_migrate(postgres_18: PostgresServer, fresh: Path) -> None:
     with serving(postgres_18.blank_database(), fresh, "--migrate") as world:
         assert create_a_job(world)
-        assert world.access.find_user_ids([ALICE]) == [None], "a demo is for the embedded database alone"
+        assert AccessService(world.database).find_user_ids([ALICE]) == [None], (
+            "a demo is for the embedded database alone"
+        )
 
 
 def test_migrate_makes_an_empty_database_one_that_can_be_served(

@@ -129,7 +129,7 @@ def test_a_serialization_failure_is_run_again(opened: Opened) -> None:
 
     def rename(tx: Transaction) -> None:
         tx.access._connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        assert tx.access.dataset_exists(1)
+        assert tx.access_list.dataset(1) is not None
         if opened.runs == 1:
             with connect(opened.url) as sql:
                 sql.execute("UPDATE datasets SET name = 'theirs'")

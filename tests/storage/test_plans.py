@@ -16,6 +16,7 @@ from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
 from jobs_service.model.requests import Cursor, GetRequest, JobFilter
 from jobs_service.storage.access_store import StandingQuestion
 from jobs_service.storage.database import Transaction
+from jobs_service.storage.deleted_datasets import DeletedDataset
 from jobs_service.storage.job_insert import JobInsert
 from jobs_service.storage.job_store import RequestKey
 from tests.support.plans import Planned, Scan, Statement, explained, scans_of_jobs, sent
@@ -264,3 +265,13 @@ def test_an_insert_reads_no_other_job(full: Full) -> None:
         request_id=uuid.uuid4(),
     )
     assert full.written(lambda tx: tx.jobs.insert([JobInsert(uuid.uuid4(), 1, 1, job)])) == []
+
+
+@pytest.mark.parametrize("dataset_id", [1, DATASETS - 1], ids=["hot", "rare"])
+def test_what_a_deleted_data_set_leaves_is_found_among_the_jobs_that_have_not_ended(
+    full: Full, dataset_id: int
+) -> None:
+    gone = DeletedDataset(dataset_id, datetime.now(UTC), Caller("pl00007", OWNER), is_over=False)
+    scans = full.scans(lambda tx: tx.deleted_datasets.orphans(gone, 500))
+    assert _rows(scans) <= ROUNDED * JOBS / 100
+    assert {scan.index for scan in scans} == {"ix_jobs_active_newest"}

@@ -88,7 +88,7 @@ def test_nothing_of_ours_is_left_for_the_next_client(pgbouncer: PgBouncer, datab
         with database.transaction() as tx:
             tx.access.put_dataset(1, "one")
         with database.snapshot(seconds=3) as tx:
-            assert tx.access.dataset_exists(1)
+            assert tx.access_list.dataset(1)
         assert of_session(other, HOSTILE) == before
         row = other.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
         assert row == (0,)
@@ -104,9 +104,9 @@ def test_what_another_application_has_set_does_us_no_harm(pgbouncer: PgBouncer, 
             tx.access.put_dataset(1, "one")
             assert shown(tx, {"synchronous_commit": ""}) == {"synchronous_commit": "on"}
         with database.one_statement() as tx:
-            assert tx.access.dataset_exists(1)
+            assert tx.access_list.dataset(1)
         with database.snapshot(seconds=3) as tx:
-            assert tx.access.dataset_exists(1)
+            assert tx.access_list.dataset(1)
 
 
 def test_a_server_that_is_fenced_off_stays_so(pgbouncer: PgBouncer, database: Database) -> None:
@@ -122,7 +122,7 @@ def test_a_server_that_is_fenced_off_stays_so(pgbouncer: PgBouncer, database: Da
     with pytest.raises(DatabaseUnavailable):
         write()
     with database.one_statement() as tx:
-        assert not tx.access.dataset_exists(1)
+        assert not tx.access_list.dataset(1)
 
 
 def test_a_pooler_that_is_not_announced_is_refused_by_the_name_of_the_setting(pgbouncer: PgBouncer) -> None:

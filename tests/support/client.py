@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from jobs.v1 import jobs_pb2, jobs_pb2_grpc, workers_pb2, workers_pb2_grpc
+from jobs.v1 import access_pb2, access_pb2_grpc, jobs_pb2, jobs_pb2_grpc, workers_pb2, workers_pb2_grpc
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -29,16 +29,22 @@ class RichError:
 
 
 class Client:
-    """Calls JobsService as one caller. Every method has a deadline, so that no test hangs."""
+    """Calls the service as one caller. Every method has a deadline, so that no test hangs."""
 
     def __init__(self, channel: grpc.Channel, token: str | None, *, on_behalf_of: str | None = None) -> None:
         self.stub = jobs_pb2_grpc.JobsServiceStub(channel)
+        self.access_stub = access_pb2_grpc.AccessServiceStub(channel)
         headers = {"authorization": f"Bearer {token}" if token else None, "x-on-behalf-of": on_behalf_of}
         self.metadata: Metadata = tuple((key, value) for key, value in headers.items() if value is not None)
 
     def call(self, rpc: str, request: Any, *, metadata: Metadata = (), timeout: float = 30) -> Any:
         """Call an RPC by its name."""
         return getattr(self.stub, rpc)(request, metadata=self.metadata + metadata, timeout=timeout)
+
+    def access(self, rpc: str, **fields: Any) -> Any:
+        """An RPC of AccessService, by its name and the fields of its request."""
+        request = getattr(access_pb2, f"{rpc}Request")(**fields)
+        return getattr(self.access_stub, rpc)(request, metadata=self.metadata, timeout=30)
 
     def create(self, **fields: Any) -> jobs_pb2.CreateJobResponse:
         """CreateJob; an import on data set 1 unless the fields say otherwise."""

@@ -10,6 +10,7 @@ import grpc
 import psycopg
 
 from jobs_service.core.access_service import AccessService
+from jobs_service.model.access import OPERATOR
 from jobs_service.model.caller import Caller, Level, OnBehalf, Role
 from jobs_service.model.job import JobStatus, RunType
 from jobs_service.transport.tokens import TokenKey, make_token
@@ -46,7 +47,7 @@ class World:
     def __init__(self, database_url: str, target: str | None = None) -> None:
         self.database_url = database_url
         self.database = open_database(database_url)
-        self.access = AccessService(self.database)
+        self.access = AccessService(self.database).changes(by=OPERATOR)
         self.sql: psycopg.Connection = connect(database_url)
         self._target = target
         self._channels: list[grpc.Channel] = []
@@ -55,7 +56,7 @@ class World:
         """Add a user with these levels on data sets."""
         prefix = {Role.ADMIN: "ad", Role.SERVICE: "sv", Role.USER: "us"}[role]
         soeid = f"{prefix}{next(_numbers):05}"
-        user = User(soeid, self.access.put_user(soeid, role))
+        user = User(soeid, self.access.put_user(soeid, role).now.user_id)
         for dataset_id, level in (grants or {}).items():
             self.access.grant(soeid, dataset_id, level)
         return user

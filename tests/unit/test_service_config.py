@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from jobs.v1 import jobs_pb2, workers_pb2
+from jobs.v1 import access_pb2, jobs_pb2, workers_pb2
 from jobs_service.transport.worker_requests import LONGEST_WAIT
 
 FILE = Path(__file__).parents[2] / "protos/jobs/v1/service_config.json"
 READ = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
 NOT_RUN = {"RESOURCE_EXHAUSTED"}
+FILES = (jobs_pb2, workers_pb2, access_pb2)
+ACCESS = access_pb2.DESCRIPTOR.services_by_name["AccessService"]
 SAFE: dict[str, set[str]] = {
     "jobs.v1.JobsService/GetJob": READ,
     "jobs.v1.JobsService/GetJobStatus": READ,
@@ -32,6 +34,8 @@ SAFE: dict[str, set[str]] = {
     "jobs.v1.WorkersService/FailJob": READ,
     "jobs.v1.WorkersService/ReleaseJob": READ,
     "jobs.v1.WorkersService/FinishJobs": READ,
+    # All of them can be repeated.
+    **{f"jobs.v1.AccessService/{method.name}": READ for method in ACCESS.methods},
 }
 
 
@@ -42,9 +46,7 @@ def policies() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_rpc_has_one_entry_and_no_entry_is_of_another() -> None:
-    services = [
-        service for file in (jobs_pb2, workers_pb2) for service in file.DESCRIPTOR.services_by_name.values()
-    ]
+    services = [service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()]
     methods = [f"{service.full_name}/{method.name}" for service in services for method in service.methods]
     assert sorted(name for name, _ in policies()) == sorted(methods) == sorted(SAFE)
 
