@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from jobs.v1 import jobs_pb2
 from jobs_service import cli
 from jobs_service.core.access_service import AccessService
 from jobs_service.model.caller import Level
@@ -38,6 +39,11 @@ COMMANDS = (
     ("grant", "{read,write,admin}"),
     ("revoke", "dataset_id"),
     ("grant-run-type", "SQL_TRANSFORM"),
+    ("revoke-run-type", "SQL_TRANSFORM"),
+    ("user delete", "without an owner"),
+    ("dataset delete", "cancel its jobs"),
+    ("dataset limit", "N|none"),
+    ("permissions", "--dataset"),
 )
 
 
@@ -146,6 +152,35 @@ def test_changes_beside_the_service_count_from_the_next_call_on(demo: Demo) -> N
         demo.done("user", "add", "us00100", "--role", "service")
         assert program.create().job.creator_soeid == "us00100"
     assert demo.done("grant-run-type", "us00100", "SAMPLING") == "us00100 may work on SAMPLING"
+
+
+def test_what_was_added_can_be_limited_shown_and_deleted_beside_the_service(demo: Demo) -> None:
+    user = demo.done("user", "add", "us00300", "--role", "user")
+    for command, said in (
+        ("dataset add 300 invoices", "data set 300 is called invoices"),
+        ("dataset limit 300 2", "data set 300 has at most 2 running jobs"),
+        ("revoke-run-type us00300 IMPORT", "us00300 may not work on IMPORT, as before"),
+        ("grant us00300 300 write", "us00300 has write on data set 300"),
+        ("permissions --user US00300", f"{user}\nus00300 has write on data set 300"),
+        (
+            "permissions --dataset 300",
+            "data set 300 is called invoices\ndata set 300 has at most 2 running jobs\n"
+            "us00300 has write on data set 300",
+        ),
+        ("dataset limit 300 none", "data set 300 has no limit of running jobs"),
+    ):
+        assert demo.done(*command.split()) == said
+    with calling(demo, "us00300") as client:
+        job_id = client.create(dataset_id=300).job.job_id
+        answers = [demo.done("dataset", "delete", "300") for _ in range(2)]
+        assert answers == [f"there is no data set 300{repeated}" for repeated in ("", ", as before")]
+        job = client.get(job_id)
+        assert (job.status, job.cancel_reason) == (jobs_pb2.JOB_STATUS_CANCELLED, "data set 300 was deleted")
+        assert job.cancelled_by_soeid == ""
+        answers = [demo.done("user", "delete", "US00300") for _ in range(2)]
+        assert answers == [f"there is no user us00300{repeated}" for repeated in ("", ", as before")]
+        with refused("UNAUTHENTICATED", "CALLER_UNKNOWN"):
+            client.get(job_id)
 
 
 def test_changes_without_the_service_count_from_its_start_on(fresh: Path) -> None:

@@ -80,6 +80,10 @@ REFUSED = (
     Run("serve", "fresh", ExitCode.DATA_FOLDER, "a folder that others use", {"JOBS_DATA_DIR": "/"}),
     Run("grant us99999 1 read", "running", ExitCode.NOT_FOUND, "There is no user us99999"),
     Run(f"grant {ALICE} 99 read", "running", ExitCode.NOT_FOUND, "There is no data set 99"),
+    Run("dataset limit 99 1", "running", ExitCode.NOT_FOUND, "There is no data set 99"),
+    Run("permissions --user us99999", "running", ExitCode.NOT_FOUND, "There is no user us99999"),
+    Run("permissions --dataset 99", "running", ExitCode.NOT_FOUND, "There is no data set 99"),
+    Run("revoke-run-type us99999 IMPORT", "running", ExitCode.NOT_FOUND, "There is no user us99999"),
     Run("grant-run-type us99999 IMPORT", "running", ExitCode.NOT_FOUND, "There is no user us99999"),
 )
 MISUSED = (
@@ -90,6 +94,8 @@ MISUSED = (
     (f"user add {ALICE}", "required: --role"),
     (f"user add {ALICE} --role boss", "invalid choice: 'boss'"),
     ("dataset add 0 sales", "a positive integer"),
+    (f"dataset add 1 {'x' * 501}", "is longer than 500 bytes"),
+    ("dataset limit 1 0", "a limit is a positive integer, or none"),
     (f"grant {ALICE} 1 owner", "invalid choice: 'owner'"),
     (f"revoke {ALICE}", "required: dataset_id"),
     (f"grant-run-type {PROGRAM} COOK", "invalid choice: 'COOK'"),

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.v1 import errors_pb2, jobs_pb2
+from jobs.v1 import access_pb2, errors_pb2, jobs_pb2
 from jobs_service.core import run_parameters
-from jobs_service.core.permissions import CREATING, NEEDED_LEVEL, Action
+from jobs_service.core.permissions import CREATING, NEEDED_LEVEL, NEEDED_ROLE, Action
 from jobs_service.model import errors
 from jobs_service.model.errors import JobsError
 from jobs_service.model.job import JobStatus, JobView, RunType
 from jobs_service.model.states import ACTIVE, TERMINAL, TRANSITIONS, may_become
 from jobs_service.storage.job_rows import COLUMNS
+from jobs_service.transport import access_requests, requests
 from jobs_service.transport import errors as statuses
-from jobs_service.transport import requests
 
 LATER_REASONS = {
     # Of an RPC that does not exist yet.
@@ -44,8 +44,9 @@ def test_every_error_is_drawn_in_the_tree() -> None:
     assert {kind.__name__ for kind in _subclasses(JobsError)} <= drawn
 
 
-def test_every_action_needs_a_level_and_every_run_type_an_action() -> None:
-    assert set(NEEDED_LEVEL) == set(Action)
+def test_every_action_needs_a_level_or_a_role_and_every_run_type_an_action() -> None:
+    assert set(NEEDED_LEVEL) | set(NEEDED_ROLE) == set(Action)
+    assert not set(NEEDED_LEVEL) & set(NEEDED_ROLE)
     assert set(CREATING) == set(RunType)
 
 
@@ -75,3 +76,5 @@ def test_the_api_and_the_model_know_the_same_words() -> None:
     assert set(requests.STATUSES) == set(jobs_pb2.JobStatus.values()) - {0}
     assert set(requests.RUN_TYPES) == set(jobs_pb2.RunType.values()) - {0}
     assert set(requests.VIEWS) == set(jobs_pb2.JobView.values()) - {0}
+    assert set(access_requests.ROLES) == set(access_pb2.Role.values()) - {0}
+    assert set(access_requests.LEVELS) == set(access_pb2.PermissionLevel.values()) - {0}
