@@ -91,9 +91,13 @@ class AccessChanges:
             if before.max_running == max_running:
                 return Changed(before, changed=False)
             tx.access.set_limit(dataset_id, max_running)
+            tx.places.relabel(dataset_id)
+            claimable = tx.places.fill([dataset_id])
             value = "none" if max_running is None else str(max_running)
             self._record(tx, AccessEventType.DATASET_LIMITED, dataset_id=dataset_id, value=value)
             after = _dataset(tx, dataset_id)
+        # What a removed limit held may be of any run type.
+        self._signals.ready.tell(claimable if max_running else list(RunType))
         return Changed(after, changed=True)
 
     def grant(self, soeid: str, dataset_id: int, level: Level) -> Changed[Permission]:
