@@ -6,7 +6,7 @@ from datetime import datetime
 
 from jobs_service.core.end_claims import follow_up
 from jobs_service.model.caller import Caller
-from jobs_service.model.job import Job, JobStatus
+from jobs_service.model.job import AttemptOutcome, Job, JobStatus
 from jobs_service.model.states import EventType
 from jobs_service.storage.database import Transaction
 from jobs_service.storage.event_store import Event
@@ -37,8 +37,17 @@ def cancel_locked(tx: Transaction, cancellations: Sequence[Cancellation]) -> lis
 
 
 def _cancelled(cancellation: Cancellation, end_time: datetime, version: int) -> Job:
+    job = cancellation.job
+    attempts = tuple(
+        replace(each, end_time=end_time, outcome=AttemptOutcome.CANCELLED) if each.end_time is None else each
+        for each in job.attempts
+    )
     return replace(
-        cancellation.job,
+        job,
+        waiting_on=(),
+        attempts=attempts,
+        worker_id=None,
+        lease_expire_time=None,
         status=JobStatus.CANCELLED,
         end_time=end_time,
         update_time=end_time,

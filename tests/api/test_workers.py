@@ -292,3 +292,10 @@ def test_workers_at_once_share_the_jobs_and_no_job_goes_to_two(
     done = [job_id for jobs in threads.map(work, clients) for job_id in jobs]
     assert len(done) == 40
     assert set(done) == made
+
+
+def test_what_cancel_answers_is_what_is_read_afterwards(place: Place) -> None:
+    claim = place.claimed()
+    waiting = place.create(depends_on_job_ids=[claim.job.job_id])
+    assert place.maker.cancel(waiting.job_id) == place.maker.get(waiting.job_id)
+    assert place.maker.cancel(claim.job.job_id) == place.maker.get(claim.job.job_id)
