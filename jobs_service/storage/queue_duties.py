@@ -13,9 +13,9 @@ from sqlalchemy import (
     delete,
     func,
     literal,
-    or_,
     select,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -120,17 +120,16 @@ _ended_job = (
 _ended = select(_ended_job.c.job_id).select_from(_first.join(_ended_job, true())).cte("ended")
 _there = select(jobs.c.job_id).where(jobs.c.job_id == _first.c.job_id).scalar_subquery()
 _gone = select(_first.c.job_id).where(_there.is_(None)).cte("gone")
+_untidy = union_all(select(_ended.c.job_id), select(_gone.c.job_id)).scalar_subquery()
 _TIDY = (
     delete(job_queue)
-    .where(
-        or_(job_queue.c.job_id.in_(select(_ended.c.job_id)), job_queue.c.job_id.in_(select(_gone.c.job_id)))
-    )
+    .where(job_queue.c.job_id == func.any(func.array(_untidy, type_=ARRAY(Uuid))))
     .returning(job_queue.c.dataset_id)
 )
 _unlabelled = select(_first.c.job_id).where(~_first.c.limited, is_limited(_first.c.dataset_id))
 _LABEL = (
     update(job_queue)
-    .where(job_queue.c.job_id.in_(_unlabelled))
+    .where(job_queue.c.job_id == func.any(func.array(_unlabelled.scalar_subquery(), type_=ARRAY(Uuid))))
     .values(limited=True, held=True)
     .returning(job_queue.c.dataset_id)
 )

@@ -106,6 +106,7 @@ def crowded(postgres: PostgresServer) -> Iterator[Crowded]:
         million.fill(world.sql, analyze=False)
         for statement in _QUEUE.split(";\n"):
             world.sql.execute(statement.encode())
+        world.sql.execute("SELECT setval('users_user_id_seq', 1000000)")
         world.sql.execute("VACUUM ANALYZE")
         yield Crowded(world)
     finally:
@@ -166,7 +167,9 @@ def test_every_method_of_the_queue_is_looked_at() -> None:
 def test_every_statement_of_the_queue_is_looked_at(crowded: Crowded) -> None:
     dialect = crowded.world.database.engine.dialect
     written = {
-        f"{module.__name__}.{name}": str(found.compile(dialect=dialect))
+        f"{module.__name__}.{name}": str(
+            found.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+        )
         for module in (job_queue, claims, queue_duties, places)
         for name, found in vars(module).items()
         if isinstance(found, Executable) and isinstance(found, ClauseElement) and name.isupper()
