@@ -94,6 +94,7 @@ def test_after_a_pause_a_lease_gets_its_time_once_more(shop: Workshop) -> None:
     assert sweep.run_once() is False
     assert is_running(shop, claim)
     watched.tick()
+    clock.seconds += 1
     sweep.run_once()
     waits = expired(shop, "5 s")
     sweep.run_once()
@@ -117,9 +118,9 @@ def test_a_pause_is_what_the_event_loop_did_not_tick_in() -> None:
 def test_the_sweep_tells_which_jobs_were_taken_and_what_is_ready(shop: Workshop) -> None:
     revoked: list[object] = []
     ready: list[object] = []
+    claim = expired(shop, "1 ms")
     shop.signals.revoked.subscribe(revoked.extend)
     shop.signals.ready.subscribe(ready.extend)
-    claim = expired(shop, "1 ms")
     sweep = duty(shop)
     wait_until(lambda: sweep.run_once() or bool(revoked), 10, "the job is taken back")
     assert revoked == [claim.job_id]

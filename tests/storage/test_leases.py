@@ -371,10 +371,11 @@ def test_every_time_follows_the_one_before_though_the_clock_went_back(shop: Work
 
 def test_what_can_be_claimed_again_is_told_after_the_commit(shop: Workshop) -> None:
     told: list[RunType] = []
+    done, later, *others = (shop.running() for _ in range(4))
     shop.signals.ready.subscribe(told.extend)
-    shop.finish(shop.running(), COMPLETED)
-    shop.finish(shop.running(), Failure("E", "m", non_retryable=False, retry_delay=timedelta(hours=1)))
+    shop.finish(done, COMPLETED)
+    shop.finish(later, Failure("E", "m", non_retryable=False, retry_delay=timedelta(hours=1)))
     assert told == []
-    for outcome in (FAILED, RELEASED):
-        shop.finish(shop.running(), outcome)
+    for claim, outcome in zip(others, (FAILED, RELEASED), strict=True):
+        shop.finish(claim, outcome)
     assert told == [RunType.IMPORT] * 2
