@@ -10,14 +10,12 @@ from jobs_service.model.caller import SYSTEM
 from jobs_service.model.job import JobStatus, RunType
 from jobs_service.model.states import TERMINAL, EventType
 from jobs_service.storage.database import Transaction
-from jobs_service.storage.dependency_store import FIRST, Dependant, Ended, LockedDependant
+from jobs_service.storage.dependency_store import FIRST, PICKED, Dependant, Ended, LockedDependant
 from jobs_service.storage.event_store import Event
 
 PORTION = 100
 """Dependants that are told in the transaction that ended the job; the others by upkeep."""
 UPKEEP_PORTION = 500
-PICKED = 20
-"""Ended jobs whose dependants upkeep tells in one transaction."""
 _LEVELS = 4
 """Of a chain that are followed in one transaction."""
 
@@ -57,7 +55,7 @@ def tell(tx: Transaction, ended_job_ids: Collection[UUID]) -> Told:
 
 def work_off(tx: Transaction, *, after: UUID) -> WorkedOff:
     """Tell a portion of the dependants that were left, of the ended jobs next to the one given; see tell."""
-    picked = tx.dependencies.pick(after=after, limit=PICKED)
+    picked = tx.dependencies.pick(after=after)
     ids = [each.job_id for each in picked]
     # Nobody retries them until this is committed. Who holds one now ends it or has it tried again: later.
     statuses = tx.dependencies.share(ids, wait=False) if ids else {}

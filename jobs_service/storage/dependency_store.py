@@ -16,6 +16,7 @@ from sqlalchemy import (
     column,
     delete,
     func,
+    literal,
     select,
     true,
     update,
@@ -30,6 +31,8 @@ from jobs_service.storage.tables import jobs
 
 FIRST = UUID(int=0)
 """The cursor before every job."""
+PICKED = 20
+"""Ended jobs whose dependants are told in one transaction of upkeep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,12 @@ _DEPENDANTS = (
 )
 
 _told = recordset("told", {"job_id": Uuid(), "completed": Integer()})
+# One row each, and no EXISTS: that may be answered by reading the whole queue.
+_first_unfinished = _unfinished(_told.c.job_id).limit(literal(1, Integer, literal_execute=True))
 _queued = select(job_queue.c.job_id).where(job_queue.c.job_id == _told.c.job_id)
 # Who is in the queue is free already, through another dependency that was told before this one.
-_told_with = select(
-    _told, (~_unfinished(_told.c.job_id).exists() & ~_queued.exists()).label("free")
-).subquery("told_with")
+_is_free = _first_unfinished.scalar_subquery().is_(None) & _queued.scalar_subquery().is_(None)
+_told_with = select(_told, _is_free.label("free")).subquery("told_with")
 # Not now(): that is when the transaction began, before it locked anything.
 _moment = func.greatest(func.statement_timestamp(), jobs.c.update_time)
 _ADVANCE = (
@@ -169,7 +173,8 @@ _PICK = (
     select(ended_dependencies.c.job_id, ended_dependencies.c.after_job_id)
     .where(ended_dependencies.c.job_id > bindparam("after", type_=Uuid))
     .order_by(ended_dependencies.c.job_id)
-    .limit(bindparam("limit", type_=Integer))
+    # Written out, or a plan for any number would sort the whole table.
+    .limit(literal(PICKED, Integer, literal_execute=True))
     .with_for_update(skip_locked=True)
 )
 _left = recordset("left_over", {"job_id": Uuid(), "after_job_id": Uuid()})
@@ -259,9 +264,9 @@ class DependencyStore:
         advanced = self._connection.execute(_ADVANCE, rows(records))
         return sorted(row.job_id for row in advanced if row.free)
 
-    def pick(self, *, after: UUID, limit: int) -> list[Ended]:
-        """Lock the next jobs whose dependants are still to be told, those aside that others have locked."""
-        found = self._connection.execute(_PICK, {"after": after, "limit": limit})
+    def pick(self, *, after: UUID) -> list[Ended]:
+        """Lock the next PICKED jobs whose dependants are still to be told, but none that others hold."""
+        found = self._connection.execute(_PICK, {"after": after})
         return [Ended(row.job_id, row.after_job_id or FIRST) for row in found]
 
     def leave(self, ended: Sequence[Ended]) -> None:

@@ -163,7 +163,7 @@ def test_a_repeated_request_is_the_same_whatever_became_of_its_dependencies(
         "max_attempts": 3,
     }
     made = client.create(**asked).job
-    for other in (
+    others: list[dict[str, Any]] = [
         {"depends_on_job_ids": [second]},
         {"depends_on_job_ids": []},
         {"max_attempts": 4},
@@ -172,7 +172,8 @@ def test_a_repeated_request_is_the_same_whatever_became_of_its_dependencies(
         {"start_delay": timedelta(0)},
         {"run_timeout": timedelta(hours=24)},
         {"retry_policy": {"backoff_multiplier": 2.0}},
-    ):
+    ]
+    for other in others:
         changed = {name: value for name, value in {**asked, **other}.items() if value is not None}
         with refused("ALREADY_EXISTS", "REQUEST_ID_CONFLICT"):
             client.create(**changed)

@@ -19,6 +19,7 @@ from jobs_service.model.errors import (
 )
 from jobs_service.model.job import JobStatus, JobView
 from jobs_service.model.requests import CreateRequest, CreateResult, JobFilter
+from jobs_service.model.retry import RetryPolicy
 from tests.support.dependencies import Graph, some_id, statements, write_status
 from tests.support.postgres import connect
 from tests.support.world import World
@@ -296,6 +297,21 @@ def test_a_planned_job_shows_what_it_would_wait_for(graph: Graph) -> None:
     assert isinstance(planned, CreateResult)
     assert (planned.planned, planned.job.waiting_on) == (True, (first,))
     assert graph.world.counts() == before
+
+
+def test_what_is_asked_for_is_stored(graph: Graph) -> None:
+    policy = RetryPolicy(initial=timedelta(seconds=1.5), longest=timedelta(days=1), multiplier=1.25)
+    job_id = graph.new(
+        graph.new(), run_timeout=timedelta(days=30), retry_policy=policy, max_attempts=9, keep_waiting=True
+    )
+    stored = graph.world.sql.execute(
+        """SELECT max_attempts, attempt_budget, run_timeout, retry_initial, retry_max, retry_multiplier,
+                  dependencies, keep_waiting
+             FROM jobs WHERE job_id = %s""",
+        (job_id,),
+    )
+    times = (timedelta(days=30), policy.initial, policy.longest)
+    assert stored.fetchone() == (9, 9, *times, 1.25, 1, True)
 
 
 # --- What it costs.

@@ -228,9 +228,8 @@ def _spans(path: str, lowest: int, highest: int) -> Iterator[Case]:
 
 
 def _not_a_message(path: str, number: int) -> Case:
-    answer = {"code": "INVALID_ARGUMENT", "reason": "INVALID_FIELD"}
-    wire = tagged(number, 2, b"\x0a")
-    return Case(path, "no message of its type", wrong="request", wire=wire, **answer)
+    case = bad(path, "no message of its type", None)
+    return replace(case, fields={}, wrong="request", wire=tagged(number, 2, b"\x0a"))
 
 
 def _list_jobs() -> Iterator[Case]:
