@@ -67,11 +67,16 @@ class World:
         self.access.put_dataset(dataset_id, f"data set {dataset_id}")
         return dataset_id
 
+    @property
+    def target(self) -> str:
+        """HOST:PORT of the service."""
+        assert self._target is not None, "this world has no service"
+        return self._target
+
     def channel(self) -> grpc.Channel:
         """A connection of its own to the service."""
-        assert self._target is not None, "this world has no service"
         # The global pool would give all clients of the process one connection.
-        channel = grpc.insecure_channel(self._target, options=[("grpc.use_local_subchannel_pool", 1)])
+        channel = grpc.insecure_channel(self.target, options=[("grpc.use_local_subchannel_pool", 1)])
         self._channels.append(channel)
         return channel
 
