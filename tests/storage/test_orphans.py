@@ -33,7 +33,7 @@ def duty(stored_world: World, signals: Signals) -> CancelOrphans:
     return CancelOrphans(Orphans(stored_world.database, signals))
 
 
-def request(user: User, dataset: int) -> CreateRequest:
+def request(user: User, dataset: int, **more: Any) -> CreateRequest:
     """An import."""
     job = NewJob(
         dataset_id=dataset,
@@ -41,13 +41,14 @@ def request(user: User, dataset: int) -> CreateRequest:
         run_parameters={"file_path": "a"},
         payload_bytes=17,
         request_hash=b"",
+        **more,
     )
     return CreateRequest(user.caller, job)
 
 
-def create(world: World, user: User, dataset: int, count: int = 1) -> list[UUID]:
+def create(world: World, user: User, dataset: int, count: int = 1, **more: Any) -> list[UUID]:
     """Jobs of this user on this data set."""
-    made = JobService(world.database).create_jobs([request(user, dataset)] * count)
+    made = JobService(world.database).create_jobs([request(user, dataset, **more)] * count)
     return [result.job.job_id for result in made if isinstance(result, CreateResult)]
 
 
@@ -234,6 +235,16 @@ def test_a_deletion_is_kept_while_it_has_jobs(
         kept.append(left(stored_world))
     assert kept == [[(dataset,)], []]
     assert statuses(stored_world, dataset) == {"CANCELLED": 2}
+
+
+def test_what_waits_for_a_cancelled_job_is_cancelled_too(stored_world: World) -> None:
+    dataset, other = stored_world.dataset(), stored_world.dataset()
+    user = stored_world.user(grants={dataset: Level.WRITE, other: Level.WRITE})
+    job_id = create(stored_world, user, dataset)[0]
+    dependant = create(stored_world, user, other, depends_on=(job_id,))[0]
+    stored_world.access.delete_dataset(dataset)
+    last = stored_world.events(dependant)[-1]
+    assert (last["type"], last["reason"]) == ("CANCELLED", f"dependency {job_id} ended CANCELLED")
 
 
 def test_workers_of_running_jobs_are_told_and_nobody_of_others(
