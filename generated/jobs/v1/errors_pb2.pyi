@@ -76,7 +76,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: NOT_FOUND. Metadata: dataset_id.
     """
     ERROR_REASON_USER_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """Says that no user has this id or SOEID: the owner in a filter, or the one in x-on-behalf-of.
+    """Says that no user has this id or SOEID: the owner in a filter, the one in x-on-behalf-of, or the one that an
+    admin named.
     Code: NOT_FOUND. Metadata: user_id or user_soeid, whichever was sent.
     """
     ERROR_REASON_DEPENDENCY_NOT_FOUND: _ErrorReason.ValueType  # 23
@@ -192,7 +193,8 @@ ERROR_REASON_DATASET_NOT_FOUND: ErrorReason.ValueType  # 21
 Code: NOT_FOUND. Metadata: dataset_id.
 """
 ERROR_REASON_USER_NOT_FOUND: ErrorReason.ValueType  # 22
-"""Says that no user has this id or SOEID: the owner in a filter, or the one in x-on-behalf-of.
+"""Says that no user has this id or SOEID: the owner in a filter, the one in x-on-behalf-of, or the one that an
+admin named.
 Code: NOT_FOUND. Metadata: user_id or user_soeid, whichever was sent.
 """
 ERROR_REASON_DEPENDENCY_NOT_FOUND: ErrorReason.ValueType  # 23
