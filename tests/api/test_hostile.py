@@ -184,7 +184,7 @@ def test_a_compressed_message_is_a_message_like_any_other(
         f"/{JOBS}CreateJob",
         f"{JOBS}../v1.JobsService/CreateJob",
         "/jobs.v1.Nobody/CreateJob",
-        "/jobs.v1.AccessService/DeleteUser",
+        "/jobs.v1.AccessService/DeleteEverybody",
         "/grpc.health.v1.Health/Nope",
         "/grpc.health.jobs.v1.JobsService/CreateJob",
         "/grpc.reflection.v1.ServerReflection/Nope",

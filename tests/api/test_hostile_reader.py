@@ -29,6 +29,8 @@ Put SQL into a text, a key, a filter
     test_sql_in_any_text_is_only_text
 Read the log, or write into it
     test_hostile_logs.py, fuzz/test_http2.py
+Give oneself a role or a permission
+    test_access_matrix.py
 Learn something without credentials: health, reflection, strange paths
     test_health_and_reflection_tell_nothing_of_the_data, test_hostile.py
 Do any of this with many jobs at once
