@@ -167,6 +167,28 @@ def test_a_dump_restored_into_a_newer_postgres_is_served_and_counted(
         after.close()
 
 
+def test_a_service_that_is_told_to_deletes_what_is_old_and_shows_it(
+    postgres_18: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres_18.new_database()
+    with connect(url) as sql:
+        sql.execute(
+            """INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, priority,
+                                 payload_bytes, run_parameters, end_time)
+               VALUES (gen_random_uuid(), 'IMPORT', 'COMPLETED', 1, 1, 1, 0, 2, '{}', now() - interval '25 h'),
+                      (gen_random_uuid(), 'IMPORT', 'COMPLETED', 1, 1, 1, 0, 2, '{}', now() - interval '23 h');
+               INSERT INTO job_events (type, job_id, run_type, actor_id, actor_soeid, status_after, time)
+               SELECT 'COMPLETED', job_id, run_type, 1, 'al00001', status, end_time FROM jobs"""
+        )
+        settings = service_settings(url, tmp_path) | {"JOBS_METRICS_LISTEN": "127.0.0.1:0"}
+        keeping = {"JOBS_KEEP_JOBS_DAYS": "1", "JOBS_KEEP_HISTORY_DAYS": "1"}
+        with serving(tmp_path, settings | keeping) as service:
+            for deleted in ("jobs_purged_jobs_total", "jobs_purged_events_total"):
+                wait_until(lambda name=deleted: scrape(service).value(name) == 1, 30, deleted)
+        left = sql.execute("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM job_events)").fetchone()
+    assert left == (1, 1)
+
+
 def test_the_user_that_serves_can_not_migrate(urls: tuple[str, str]) -> None:
     _, app = urls
     refused = run_command("migrate", settings={"JOBS_DATABASE_URL": app})

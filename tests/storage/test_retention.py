@@ -487,17 +487,25 @@ def test_where_a_reader_is_ahead_of_the_cluster_no_history_is_deleted(old: Old) 
     assert (len(old.events()), len(old.there())) == (2, 1)
 
 
-def test_history_that_was_committed_late_goes_with_the_next_pass(old: Old) -> None:
-    with connect(old.world.database_url) as late, late.transaction():
-        late.execute(
-            """INSERT INTO job_events (type, job_id, actor_id, actor_soeid, status_after, time)
-               VALUES ('CREATED', gen_random_uuid(), 1, 'al00001', 'PENDING', now() - interval '8 days')"""
-        )
-        old.jobs(EVENTS)
-        old.sql.execute("UPDATE job_events SET time = now() - interval '8 days'")
-        # Nobody has read it, as it is behind a transaction that still runs.
-        old.pass_once(old.purge_history)
-        assert len(old.events()) == EVENTS
+_OLD_EVENTS = """
+INSERT INTO job_events (type, job_id, actor_id, actor_soeid, status_after, time)
+     SELECT 'CREATED', gen_random_uuid(), 1, 'al00001', 'PENDING', now() - interval '8 days'
+       FROM generate_series(1, %s)"""
+
+
+def test_history_that_was_committed_late_goes_with_a_later_pass(old: Old) -> None:
+    url = old.world.database_url
+    with connect(url) as first, connect(url) as late, late.transaction():
+        with first.transaction():
+            first.execute("SELECT pg_current_xact_id()")
+            late.execute(_OLD_EVENTS, (1,))
+            first.execute(_OLD_EVENTS, (EVENTS,))
+        old.count()
+        assert old.purge_history.run_once()
+        assert old.events() == []
+    # It stands before all that was deleted.
     old.count()
-    old.pass_once(old.purge_history)
+    assert len(old.events()) == 1
+    for _ in range(2):
+        old.pass_once(old.purge_history)
     assert old.events() == []
