@@ -14,6 +14,7 @@ from jobs_service.config import Address, Config, ConfigError, check_serving
 from jobs_service.core.access_service import AccessService
 from jobs_service.core.job_service import JobService
 from jobs_service.core.orphans import Orphans
+from jobs_service.core.queue_heads import QueueHeads
 from jobs_service.core.signals import Signals
 from jobs_service.core.worker_service import WorkerService
 from jobs_service.opening import Storage, keep_alive, open_storage
@@ -39,6 +40,7 @@ from jobs_service.upkeep.cancel_orphans import CancelOrphans
 from jobs_service.upkeep.count_jobs import CountJobs
 from jobs_service.upkeep.expire_leases import ExpireLeases
 from jobs_service.upkeep.fill_places import FillPlaces
+from jobs_service.upkeep.find_heads import FindHeads
 from jobs_service.upkeep.loop import Duty, Upkeep
 from jobs_service.upkeep.pauses import Pauses
 from jobs_service.upkeep.promote_jobs import PromoteJobs
@@ -111,7 +113,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    signals = Signals()
+    signals, heads = Signals(), QueueHeads()
     pauses = Pauses()
     limits = Limits(
         rows=config.batch_rows,
@@ -129,7 +131,7 @@ async def _serve(
         metrics=metrics,
     )
     worker_operations = WorkerOperations(
-        WorkerService(storage.database, signals),
+        WorkerService(storage.database, signals, heads),
         signals,
         limits=limits,
         max_waiters=config.max_waiters,
@@ -138,7 +140,7 @@ async def _serve(
     )
     health = Health(SERVICES, lambda: _is_ready(storage.database))
     metrics.ready_is(lambda: health.ready)
-    upkeep = Upkeep(_duties(config, storage.database, signals, pauses, metrics), metrics.duties)
+    upkeep = Upkeep(_duties(config, storage.database, signals, heads, pauses, metrics), metrics.duties)
     tls = credentials.tls
     metrics.keys.ask(
         lambda: {group.what: group.refused for group in credentials.files},
@@ -175,9 +177,15 @@ async def _serve(
 
 
 def _duties(
-    config: Config, database: Database, signals: Signals, pauses: Pauses, metrics: Metrics
+    config: Config,
+    database: Database,
+    signals: Signals,
+    heads: QueueHeads,
+    pauses: Pauses,
+    metrics: Metrics,
 ) -> list[Duty]:
     duties: list[Duty] = [
+        FindHeads(database, signals, heads),
         CountJobs(database, metrics.jobs),
         TellDependants(database, signals),
         ExpireLeases(database, signals, pauses),

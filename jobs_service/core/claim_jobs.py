@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs_service.core import permissions
+from jobs_service.core.queue_heads import QueueHeads
 from jobs_service.model.errors import JobsError
 from jobs_service.model.job import RunType
 from jobs_service.model.work import ClaimRequest, ClaimResult
@@ -21,7 +22,7 @@ class Claims:
     run_types: frozenset[RunType]
 
 
-def claim_jobs(tx: Transaction, requests: Sequence[ClaimRequest]) -> Claims:
+def claim_jobs(tx: Transaction, requests: Sequence[ClaimRequest], heads: QueueHeads) -> Claims:
     """Claim jobs for these workers; see WorkerService.claim_jobs."""
     standings = tx.queue.begin_claims({request.caller.user_id for request in requests})
     results: dict[int, ClaimResult | JobsError] = {}
@@ -38,7 +39,7 @@ def claim_jobs(tx: Transaction, requests: Sequence[ClaimRequest]) -> Claims:
     left: set[RunType] = set()
     for allowed, members in groups.items():
         # Those who ask for the same share a statement.
-        claimed = tx.queue.claim(allowed, [requests[n] for n in members], answer_bytes=ANSWER_BYTES)
+        claimed = tx.queue.claim(heads.of(allowed), [requests[n] for n in members], answer_bytes=ANSWER_BYTES)
         left |= allowed if claimed.left else set()
         for n, claims in zip(members, claimed.claims, strict=True):
             results[n] = ClaimResult(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jobs_service.core.claim_jobs import claim_jobs
 from jobs_service.core.finish_jobs import finish_jobs
 from jobs_service.core.heartbeat_jobs import heartbeat_jobs
+from jobs_service.core.queue_heads import QueueHeads
 from jobs_service.core.signals import Signals
 from jobs_service.model.errors import JobsError, RowLocked
 from jobs_service.model.job import JobView
@@ -28,9 +29,10 @@ class WorkerService:
     Every operation raises DatabaseUnavailable (TransactionRolledBack where it may be rerun as it is).
     """
 
-    def __init__(self, database: Database, signals: Signals) -> None:
+    def __init__(self, database: Database, signals: Signals, heads: QueueHeads | None = None) -> None:
         self._database = database
         self._signals = signals
+        self._heads = heads or QueueHeads()
 
     def claim_jobs(self, requests: Sequence[ClaimRequest]) -> list[ClaimResult | JobsError]:
         """Claim up to max_jobs for each worker, of the run types asked for that are granted to it.
@@ -39,7 +41,7 @@ class WorkerService:
         a result without claims says that there are none now. Refusals: CallerUnknown, RoleRequired.
         """
         with self._database.transaction() as tx:
-            claims = claim_jobs(tx, requests)
+            claims = claim_jobs(tx, requests, self._heads)
         # While they were locked, others may have found nothing.
         self._signals.ready.tell(claims.run_types)
         return claims.results

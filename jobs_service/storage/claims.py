@@ -4,8 +4,8 @@ A job is picked where both its row of the queue and its own are free. The queue 
 job's own row whether that is still so: rows that others leave behind are passed over, see tidy in job_queue.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -66,8 +66,13 @@ _asked = recordset(
     },
 )
 _types = (
-    func.unnest(bindparam("run_types", type_=ARRAY(Text)))
-    .table_valued("run_type", name="types")
+    func.unnest(
+        bindparam("run_types", type_=ARRAY(Text)),
+        bindparam("from_neg_priorities", type_=ARRAY(Integer)),
+        bindparam("from_turns", type_=ARRAY(BigInteger)),
+        bindparam("from_job_ids", type_=ARRAY(Uuid)),
+    )
+    .table_valued("run_type", "from_neg_priority", "from_turn", "from_job_id", name="types")
     .render_derived()
 )
 _wanted = bindparam("wanted", type_=Integer)
@@ -76,7 +81,11 @@ _key = (job_queue.c.neg_priority, job_queue.c.turn, job_queue.c.job_id)
 # What was put into the queue while its data set got a limit does not say so yet.
 _rightly_labelled = job_queue.c.limited | ~is_limited(job_queue.c.dataset_id)
 _claimable = and_(
-    job_queue.c.run_type == _types.c.run_type, job_queue.c.ready, ~job_queue.c.held, _rightly_labelled
+    job_queue.c.run_type == _types.c.run_type,
+    job_queue.c.ready,
+    ~job_queue.c.held,
+    tuple_(*_key) >= tuple_(_types.c.from_neg_priority, _types.c.from_turn, _types.c.from_job_id),
+    _rightly_labelled,
 )
 # A subquery of its own with a lock is always looked up job by job, whatever the planner thinks of it.
 _free_job = (
@@ -266,10 +275,23 @@ ATTEMPTS = select(_newest).select_from(_claimed_again.join(_newest, true())).ord
 """The claims of these jobs that have ended, the newest of each, oldest first."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A place in the order of claims."""
+
+    neg_priority: int
+    turn: int
+    job_id: UUID
+
+
+FIRST = Place(-1_000, 0, UUID(int=0))
+"""Before everything."""
+
+
 def claim_parameters(
-    run_types: Collection[RunType], requests: Sequence[ClaimRequest], answer_bytes: int
+    run_types: Mapping[RunType, Place], requests: Sequence[ClaimRequest], answer_bytes: int
 ) -> dict[str, Any]:
-    """Return the parameters of CLAIM for requests that all ask for these run types."""
+    """Return the parameters of CLAIM: requests that ask for these run types, each from its place on."""
     first, records = 1, []
     for n, request in enumerate(requests):
         records.append(
@@ -284,8 +306,15 @@ def claim_parameters(
             }
         )
         first += request.max_jobs
-    wanted = {"run_types": sorted(run_types), "wanted": first - 1, "answer_bytes": answer_bytes}
-    return {**rows(records), **wanted}
+    return {
+        **rows(records),
+        "run_types": list(run_types),
+        "from_neg_priorities": [place.neg_priority for place in run_types.values()],
+        "from_turns": [place.turn for place in run_types.values()],
+        "from_job_ids": [place.job_id for place in run_types.values()],
+        "wanted": first - 1,
+        "answer_bytes": answer_bytes,
+    }
 
 
 def claim_of(row: Row[Any], earlier: Sequence[Attempt]) -> Claim:

@@ -1,6 +1,6 @@
 """The queue of PENDING jobs that wait for no other job: into it and out of it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -28,6 +28,7 @@ from jobs_service.storage.claims import (
     ATTEMPTS,
     CLAIM,
     CLAIM_UP_TO_LAST,
+    Place,
     attempt_of,
     claim_of,
     claim_parameters,
@@ -169,11 +170,12 @@ class JobQueue:
         }
 
     def claim(
-        self, run_types: Collection[RunType], requests: Sequence[ClaimRequest], *, answer_bytes: int
+        self, run_types: Mapping[RunType, Place], requests: Sequence[ClaimRequest], *, answer_bytes: int
     ) -> Claimed:
         """Claim for requests that may all have these run types, in the order of priority, turn and job id.
 
-        The first requests get the first jobs. Jobs that another transaction holds are passed over.
+        The first requests get the first jobs. Jobs that another transaction holds are passed over, and
+        those before the place given for their run type (FIRST: all are looked at).
         answer_bytes: of payloads for each request, over which it gets no more; the first job always fits.
         """
         parameters = claim_parameters(run_types, requests, answer_bytes)

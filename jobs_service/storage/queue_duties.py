@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     Connection,
@@ -21,10 +22,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobs_service.model.job import JobStatus, RunType
+from jobs_service.storage.claims import Place
 from jobs_service.storage.job_queue import Enqueued, queue_rows
 from jobs_service.storage.queue_tables import is_limited, job_queue
 from jobs_service.storage.tables import jobs
-from jobs_service.storage.turns import kept_turn, turn_of
+from jobs_service.storage.turns import clock_of, kept_turn, turn_of
 
 _portion = bindparam("portion", type_=Integer)
 _claims = select(jobs.c.claims).where(jobs.c.job_id == job_queue.c.job_id).scalar_subquery()
@@ -133,6 +135,13 @@ _LABEL = (
     .values(limited=True, held=True)
     .returning(job_queue.c.dataset_id)
 )
+_HEAD = (
+    select(job_queue.c.neg_priority, job_queue.c.turn, job_queue.c.job_id)
+    .where(job_queue.c.run_type == bindparam("run_type"), job_queue.c.ready, ~job_queue.c.held)
+    .order_by(job_queue.c.neg_priority, job_queue.c.turn, job_queue.c.job_id)
+    .limit(1)
+)
+_CLOCK = select(clock_of(bindparam("run_type", type_=Text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,16 @@ class QueueDuties:
     def adopt(self, portion: int) -> Portion:
         """Give a turn and a place in the queue to jobs that release 0.1.0 has made, the oldest first."""
         return _portion_of(list(self._connection.execute(_ADOPT, {"portion": portion})))
+
+    def head(self, run_type: RunType) -> Place:
+        """Return the place of the first job to claim; of none, the place that the next new one comes after.
+
+        Slow where an old transaction keeps what was claimed long ago: all of that is passed, row by row.
+        """
+        found = self._connection.execute(_HEAD, {"run_type": run_type}).first()
+        if found is not None:
+            return Place(found.neg_priority, found.turn, found.job_id)
+        return Place(0, self._connection.execute(_CLOCK, {"run_type": run_type}).scalar_one(), UUID(int=0))
 
     def tidy(self, portion: int) -> frozenset[int]:
         """Look at the first so many rows of each run type, and put right what is not as they say.

@@ -17,6 +17,7 @@ from jobs_service.model.job import JobStatus, JobView, RunType
 from jobs_service.model.requests import GetRequest
 from jobs_service.model.retry import RetryPolicy
 from jobs_service.model.work import ClaimResult
+from jobs_service.storage.claims import FIRST
 from tests.support.postgres import connect
 from tests.support.queued import claim_request, claimed, claimed_ids, flood, new_insert, put, queue
 from tests.support.world import World
@@ -206,7 +207,8 @@ def test_a_claim_of_several_run_types_locks_only_what_it_gets(stored_world: Worl
     flood(stored_world, stored_world.dataset(), 1, run_type=RunType.SAMPLING, priority=1)
     [other] = flood(stored_world, stored_world.dataset(), 1)
     with stored_world.database.transaction() as tx:
-        tx.queue.claim(ALL, [claim_request(everything, 1, ALL)], answer_bytes=ANSWER_BYTES)
+        everywhere = dict.fromkeys(ALL, FIRST)
+        tx.queue.claim(everywhere, [claim_request(everything, 1, ALL)], answer_bytes=ANSWER_BYTES)
         assert claimed_ids(stored_world, claim_request(importer)) == [[other]]
 
 

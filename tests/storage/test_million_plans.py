@@ -210,7 +210,7 @@ CASES = {
     "JobStore.insert": Case(
         lambda _, tx, n: tx.jobs.insert(_new(n)),
         # No data set has a limit here: their table is empty.
-        frozenset({"ix_job_queue_last_turn", None}),
+        frozenset({"ix_job_queue_last_turn", "pk_dataset_limits", None}),
         1,
     ),
     "JobStore.by_request_ids": Case(
