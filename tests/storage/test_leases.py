@@ -376,6 +376,7 @@ def test_what_can_be_claimed_again_is_told_after_the_commit(shop: Workshop) -> N
     shop.finish(done, COMPLETED)
     shop.finish(later, Failure("E", "m", non_retryable=False, retry_delay=timedelta(hours=1)))
     assert told == []
-    for claim, outcome in zip(others, (FAILED, RELEASED), strict=True):
+    outcomes: list[Outcome] = [FAILED, RELEASED]
+    for claim, outcome in zip(others, outcomes, strict=True):
         shop.finish(claim, outcome)
     assert told == [RunType.IMPORT] * 2

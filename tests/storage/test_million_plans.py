@@ -35,6 +35,14 @@ from tests.support.world import World
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
+_WORKED_ON = """
+INSERT INTO job_leases
+     SELECT job_id, 1, 1, gen_random_uuid(), 'worker', dataset_id, false, now(), now(), interval '1 min', now()
+       FROM jobs WHERE status = 'RUNNING';
+INSERT INTO job_attempts
+     SELECT job_id, 1, 1, gen_random_uuid(), 'worker', now(), now(), 'FAILED', 'ValueError', 'no', true, false
+       FROM jobs WHERE status = 'FAILED'
+"""
 _QUEUE = """
 INSERT INTO job_queue
      SELECT job_id, run_type, 0, 1, dataset_id, 20, create_time, true, false, false
@@ -101,6 +109,8 @@ def full(postgres: PostgresServer) -> Iterator[Full]:
         million.fill(world.sql)
         world.sql.execute(_QUEUE)
         world.sql.execute("VACUUM ANALYZE job_queue")
+        world.sql.execute(_WORKED_ON)
+        world.sql.execute("VACUUM ANALYZE job_leases, job_attempts")
         yield Full(world)
     finally:
         world.close()
@@ -144,10 +154,14 @@ def _events(full: Full, n: int) -> list[Event]:
 def _finding(view: JobView) -> Case:
     return Case(
         lambda full, tx, n: tx.jobs.find([GetRequest(full.caller, one) for one in full.job_ids[:n]], view),
-        _ACCESS | _WAITS | {"pk_jobs"},
+        _ACCESS | _WAITS | _CLAIMS | {"pk_jobs"},
         # One of ten that are active waits for five others.
-        17,
+        19,
     )
+
+
+def _reading(view: JobView) -> Case:
+    return Case(lambda full, tx, n: tx.jobs.read(full.active[:n], view), _BY_ID, 16)
 
 
 def _questions(n: int) -> list[StandingQuestion]:
@@ -159,7 +173,8 @@ def _asked(full: Full, n: int) -> list[tuple[int, uuid.UUID]]:
 
 
 _WAITS = frozenset({"pk_job_dependencies"})
-_BY_ID = _NAMES | _WAITS | {"pk_jobs"}
+_CLAIMS = frozenset({"pk_job_attempts", "pk_job_leases"})
+_BY_ID = _NAMES | _WAITS | _CLAIMS | {"pk_jobs"}
 _DEPENDENCIES = {
     "visible": Case(lambda full, tx, n: tx.dependencies.visible(_asked(full, n)), _ACCESS | {"pk_jobs"}, 4),
     "share": Case(
@@ -214,10 +229,11 @@ CASES = {
         1,
     ),
     "JobStore.by_request_ids": Case(
-        lambda full, tx, n: tx.jobs.by_request_ids(full.keys[:n]), _BY_ID | {"uq_jobs_request_id"}, 14
+        lambda full, tx, n: tx.jobs.by_request_ids(full.keys[:n]), _BY_ID | {"uq_jobs_request_id"}, 16
     ),
-    "JobStore.lock": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=True), _BY_ID, 14),
-    "JobStore.lock free": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=False), _BY_ID, 14),
+    "JobStore.lock": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=True), _BY_ID, 16),
+    "JobStore.lock free": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=False), _BY_ID, 16),
+    **{f"JobStore.read {view.name}": _reading(view) for view in JobView},
     "JobStore.cancel": Case(
         lambda full, tx, n: tx.jobs.cancel(dict.fromkeys(full.active[:n], ("mi00007", None))),
         frozenset({"pk_jobs"}),
@@ -225,6 +241,12 @@ CASES = {
     ),
     "EventStore.append": Case(lambda full, tx, n: tx.events.append(_events(full, n)), frozenset(), 0),
     "AccessStore.standings": Case(lambda _, tx, n: tx.access.standings(_questions(n)), _ACCESS, 4),
+    "AccessStore.keep_datasets": Case(
+        lambda _, tx, n: tx.access.keep_datasets(range(1, n + 1), wait=True), frozenset({"pk_datasets"}), 1
+    ),
+    "AccessStore.keep_datasets free": Case(
+        lambda _, tx, n: tx.access.keep_datasets(range(1, n + 1), wait=False), frozenset({"pk_datasets"}), 1
+    ),
     "AccessStore.user_exists": Case(lambda _, tx, n: tx.access.user_exists(n), frozenset({"pk_users"}), 1),
     "AccessStore.user_ids": Case(
         # Of a hundred, it rightly reads the 2,500 users that there are.

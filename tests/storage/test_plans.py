@@ -54,6 +54,12 @@ INSERT INTO job_dependencies (job_id, depends_on_job_id)
      SELECT md5(n::text)::uuid, md5((n - k)::text)::uuid
        FROM generate_series(100, {JOBS}, 100) n, generate_series(1, 5) k;
 UPDATE jobs SET dependencies = 5 WHERE status = 'PENDING';
+INSERT INTO job_leases
+     SELECT job_id, 1, 1, gen_random_uuid(), 'w', dataset_id, false, now(), now(), interval '1 min', now()
+       FROM jobs LIMIT 5000;
+INSERT INTO job_attempts
+     SELECT job_id, 1, 1, gen_random_uuid(), 'w', now(), now(), 'RELEASED', NULL, NULL, NULL, true
+       FROM jobs LIMIT 5000;
 INSERT INTO dataset_permissions (user_id, dataset_id, level)
      SELECT {OWNERS + 2}, {DATASETS} - 1, 'read'
       UNION ALL SELECT {OWNERS + 3}, 1, 'read'

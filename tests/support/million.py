@@ -165,3 +165,42 @@ def fill(connection: psycopg.Connection, *, analyze: bool = True, pending: int =
         connection.execute(definition.encode())
     if analyze:
         connection.execute("VACUUM ANALYZE")
+
+
+_CLAIMS = (
+    """
+    UPDATE jobs SET claims = 2, attempt = 2, max_attempts = 3, status = 'RUNNING',
+                    lease_token = gen_random_uuid()
+     WHERE end_time IS NULL AND dependencies = 0
+    """,
+    """
+    INSERT INTO job_leases
+         SELECT job_id, 2, 2, lease_token, 'worker', dataset_id, false, create_time, now() + random() * 60 *
+                interval '1 s', interval '60 s', now() + interval '24 h'
+           FROM jobs WHERE status = 'RUNNING' AND lease_token IS NOT NULL
+    """,
+    """
+    UPDATE job_leases SET lease_expire_time = now() - interval '1 s', lease_duration = interval '1 ms'
+     WHERE hashtext(job_id::text) % 10 = 0
+    """,
+    """
+    INSERT INTO job_attempts
+         SELECT job_id, 1, 1, gen_random_uuid(), 'worker', create_time, create_time, 'FAILED', 'ValueError',
+                'no', true, true
+           FROM jobs WHERE claims > 0
+    """,
+    "UPDATE jobs SET claims = 1 WHERE status = 'FAILED'",
+    """
+    INSERT INTO job_attempts
+         SELECT job_id, 1, 1, gen_random_uuid(), 'worker', create_time, end_time, 'FAILED', 'ValueError',
+                'no', true, false
+           FROM jobs WHERE status = 'FAILED'
+    """,
+    "VACUUM ANALYZE jobs, job_leases, job_attempts",
+)
+
+
+def claim(connection: psycopg.Connection) -> None:
+    """Let all jobs that are active and wait for no other be claimed again, a tenth of them too long ago."""
+    for statement in _CLAIMS:
+        connection.execute(statement.encode())
