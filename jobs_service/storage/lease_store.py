@@ -67,31 +67,38 @@ class Standing:
 _is_running = jobs.c.status == JobStatus.RUNNING.value
 _renewed = recordset("renewed", {"job_id": Uuid(), "lease_token": Uuid(), "seconds": Double()})
 _second = literal_column("interval '1 second'", Interval())
+_job_ids = bindparam("job_ids", type_=ARRAY(Uuid))
+_tokens = bindparam("tokens", type_=ARRAY(Uuid))
+_status_of_leased = select(jobs.c.status).where(jobs.c.job_id == job_leases.c.job_id).scalar_subquery()
 
 
 def _renewal(*, skip_locked: bool) -> Any:
-    # One order everywhere. The job is looked at too: an older release cancels it and leaves the lease.
+    # By ids: joined to a batch, which the planner takes for 100 rows, it may read all leases.
     locked = (
-        select(job_leases.c.job_id, (_renewed.c.seconds * _second).label("duration"))
-        .select_from(
-            _renewed.join(
-                job_leases,
-                (job_leases.c.job_id == _renewed.c.job_id)
-                & (job_leases.c.lease_token == _renewed.c.lease_token),
-            ).join(jobs, jobs.c.job_id == job_leases.c.job_id)
+        select(job_leases.c.job_id, job_leases.c.lease_token)
+        .where(
+            job_leases.c.job_id == func.any(_job_ids),
+            job_leases.c.lease_token == func.any(_tokens),
+            # An older release cancels a job and leaves its lease.
+            _status_of_leased == JobStatus.RUNNING.value,
         )
-        .where(_is_running)
+        # One order everywhere.
         .order_by(job_leases.c.job_id)
         .with_for_update(of=job_leases, skip_locked=skip_locked)
         .cte("locked")
     )
+    duration = _renewed.c.seconds * _second
     # clock_timestamp: the lock may have been waited for, and what is promised begins now.
-    expiry = func.clock_timestamp() + locked.c.duration
+    expiry = func.clock_timestamp() + duration
     return (
         update(job_leases)
-        .where(job_leases.c.job_id == locked.c.job_id)
+        .where(
+            job_leases.c.job_id == locked.c.job_id,
+            locked.c.job_id == _renewed.c.job_id,
+            locked.c.lease_token == _renewed.c.lease_token,
+        )
         .values(
-            lease_duration=locked.c.duration,
+            lease_duration=duration,
             lease_expire_time=func.least(expiry, job_leases.c.run_deadline),
         )
         .returning(job_leases.c.job_id, job_leases.c.lease_token, job_leases.c.lease_expire_time)
@@ -159,7 +166,6 @@ _STANDINGS = select(
 )
 
 _NOW = select(func.statement_timestamp())
-_job_ids = bindparam("job_ids", type_=ARRAY(Uuid))
 _calm_since = func.greatest(
     func.pg_postmaster_start_time(), bindparam("since", type_=DateTime(timezone=True))
 )
@@ -215,7 +221,11 @@ class LeaseStore:
             {"job_id": token.job_id, "lease_token": token.lease_token, "seconds": duration.total_seconds()}
             for token, duration in leases
         ]
-        found = self._connection.execute(_RENEW if wait else _RENEW_FREE, rows(records))
+        parameters = {
+            "job_ids": sorted({token.job_id for token, _ in leases}),
+            "tokens": [token.lease_token for token, _ in leases],
+        }
+        found = self._connection.execute(_RENEW if wait else _RENEW_FREE, parameters | rows(records))
         return {Token(row.job_id, row.lease_token): row.lease_expire_time for row in found}
 
     def standings(self, tokens: Sequence[Token]) -> list[Standing | None]:

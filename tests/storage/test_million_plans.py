@@ -37,7 +37,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 _WORKED_ON = """
 INSERT INTO job_leases
-     SELECT job_id, 1, 1, gen_random_uuid(), 'worker', dataset_id, false, now(), now(), interval '1 min', now()
+     SELECT job_id, 1, 1, gen_random_uuid(), 'worker', dataset_id, false, now(), now(), interval '1 min',
+            now()
        FROM jobs WHERE status = 'RUNNING';
 INSERT INTO job_attempts
      SELECT job_id, 1, 1, gen_random_uuid(), 'worker', now(), now(), 'FAILED', 'ValueError', 'no', true, false
