@@ -152,7 +152,8 @@ _first_unfinished = _unfinished(_told.c.job_id).limit(literal(1, Integer, litera
 _queued = select(job_queue.c.job_id).where(job_queue.c.job_id == _told.c.job_id)
 # Who is in the queue is free already, through another dependency that was told before this one.
 _is_free = _first_unfinished.scalar_subquery().is_(None) & _queued.scalar_subquery().is_(None)
-_told_with = select(_told, _is_free.label("free")).subquery("told_with")
+# Looked at once, and not for each place where it is used.
+_told_with = select(_told, _is_free.label("free")).cte("told_with").prefix_with("MATERIALIZED")
 # Not now(): that is when the transaction began, before it locked anything.
 _moment = func.greatest(func.statement_timestamp(), jobs.c.update_time)
 _ADVANCE = (

@@ -3,6 +3,7 @@
 What counts is which index a table is read by, how many rows and how many blocks; times are only shown.
 """
 
+import re
 import statistics
 import time
 import uuid
@@ -295,11 +296,7 @@ def test_every_method_of_a_store_is_looked_at() -> None:
 
 def test_every_statement_of_a_module_is_looked_at(full: Full) -> None:
     written = {
-        f"{module.__name__}.{name}": str(
-            statement.compile(
-                dialect=full.world.database.engine.dialect, compile_kwargs={"render_postcompile": True}
-            )
-        )
+        f"{module.__name__}.{name}": str(statement.compile(dialect=full.world.database.engine.dialect))
         for module in (dependency_store, job_store, event_store, access_store, job_list)
         for name, found in vars(module).items()
         for statement in (found.values() if isinstance(found, dict) else [found])
@@ -313,7 +310,14 @@ def test_every_statement_of_a_module_is_looked_at(full: Full) -> None:
     for wanted in (JobFilter(), JobFilter(dataset_id=RARE_DATASET)):
         seen |= {one.sql for one in full.sent_in_a_snapshot(_page(million.STRANGER, wanted))}
     assert len(written) >= 10
-    assert {name for name, text in written.items() if text not in seen} == set()
+    unseen = {name for name, text in written.items() if not any(map(_as_sent(text).fullmatch, seen))}
+    assert unseen == set()
+
+
+def _as_sent(text: str) -> re.Pattern[str]:
+    """A compiled statement, with anything in place of what is written out only when it is sent."""
+    parts = re.split(r"__\[POSTCOMPILE_\w+\]", text)
+    return re.compile(".+?".join(map(re.escape, parts)), re.DOTALL)
 
 
 # --- Lists.

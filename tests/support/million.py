@@ -106,7 +106,7 @@ _FILL = (
       FROM (SELECT job_id, count(*) AS n FROM job_dependencies GROUP BY job_id) waiting
      WHERE waiting.job_id = jobs.job_id
     """,
-    "INSERT INTO ended_dependencies (job_id) SELECT job_id FROM jobs WHERE status = 'FAILED' LIMIT 2000",
+    "INSERT INTO ended_dependencies (job_id) SELECT job_id FROM jobs WHERE status = 'FAILED' LIMIT 20000",
     """
     INSERT INTO job_events (type, job_id, actor_id, actor_soeid, status_before, status_after, time)
          SELECT 'CREATED', job_id, creator_id, 'mi' || lpad(creator_id::text, 5, '0'), NULL, 'PENDING',
