@@ -90,9 +90,8 @@ def test_run_types_that_are_not_granted_are_left_out_and_named(place: Place) -> 
 
 def test_the_trace_of_the_create_comes_with_the_claim(place: Place) -> None:
     traceparent = f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"
-    request = jobs_pb2.CreateJobRequest(
-        dataset_id=place.dataset, run_type=IMPORT, run_parameters={"file_path": "a"}
-    )
+    request = jobs_pb2.CreateJobRequest(dataset_id=place.dataset, run_type=IMPORT)
+    request.run_parameters.update({"file_path": "a"})
     place.maker.call("CreateJob", request, metadata=(("traceparent", traceparent),))
     assert place.worker.claim_one().traceparent == traceparent
 
@@ -175,7 +174,7 @@ def test_many_claims_end_in_one_call_and_each_has_its_own_answer(place: Place) -
 def test_a_thousand_long_jobs_are_answered_in_one_call(place: Place) -> None:
     for _ in range(30):
         place.create(description="\u20ac" * 333)
-    claims = []
+    claims: list[workers_pb2.Claim] = []
     while batch := place.worker.claim(max_jobs=100).claims:
         claims.extend(batch)
     details = {"list": [0] * 1500}
@@ -284,7 +283,7 @@ def test_workers_at_once_share_the_jobs_and_no_job_goes_to_two(
     clients = [place.world.worker() for _ in range(8)]
 
     def work(client: WorkerClient) -> list[str]:
-        done = []
+        done: list[str] = []
         while claims := client.claim(max_jobs=2).claims:
             done.extend(client.complete(claim).job_id for claim in claims)
         return done

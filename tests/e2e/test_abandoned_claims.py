@@ -118,11 +118,9 @@ def test_claims_of_callers_that_leave_at_any_moment_go_back_unspent(
     maker = world.client(world.user(grants={dataset: Level.WRITE}))
     worker = world.service_user()
     request = workers_pb2.ClaimJobsRequest(
-        worker_id="leaver",
-        run_types=[jobs_pb2.RUN_TYPE_IMPORT],
-        max_jobs=3,
-        lease_duration=timedelta(hours=1),
+        worker_id="leaver", run_types=[jobs_pb2.RUN_TYPE_IMPORT], max_jobs=3
     )
+    request.lease_duration.FromTimedelta(timedelta(hours=1))
     if waits:
         request.wait_timeout.FromTimedelta(timedelta(seconds=60))
     leaver = Leaver(world.target, worker.soeid)

@@ -46,8 +46,8 @@ class Side:
 
     def heartbeats(self, worker: WorkerClient, *leases: Any, **fields: Any) -> "Future[Any]":
         """A heartbeat that waits; it does when this returns."""
-        fields = {"lease_duration": LEASE, "wait_timeout": LONG, "timeout": 90} | fields
-        return self._waits(lambda: worker.heartbeat(*leases, **fields), 1)[0]
+        wanted: dict[str, Any] = {"lease_duration": LEASE, "wait_timeout": LONG, "timeout": 90} | fields
+        return self._waits(lambda: worker.heartbeat(*leases, **wanted), 1)[0]
 
     def _waits(self, call: Callable[[], Any], count: int) -> "list[Future[Any]]":
         before = self.waiting

@@ -81,10 +81,12 @@ def test_what_is_told_at_once_goes_in_few_messages(database_url: str) -> None:
     with ears(database_url) as (teller, other), connect(database_url) as listener:
         listener.add_notify_handler(lambda notify: messages.append(notify.payload))
         listener.execute(f"LISTEN {CHANNEL}".encode())
-        threads = [
-            threading.Thread(target=lambda: [teller.announcer.ready([RunType.IMPORT]) for _ in range(250)])
-            for _ in range(4)
-        ]
+
+        def tell() -> None:
+            for _ in range(250):
+                teller.announcer.ready([RunType.IMPORT])
+
+        threads = [threading.Thread(target=tell) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
