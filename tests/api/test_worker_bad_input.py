@@ -142,11 +142,11 @@ def cases() -> Iterator[Case]:
     yield Case("HeartbeatJobs.leases", "a thousand", [LEASE] * 1000)
     yield Case("HeartbeatJobs.leases", "too many", [LEASE] * 1001, "leases", 1000)
     yield from leases("HeartbeatJobs.leases[0]")
-    for number in (0.0, 100.0):
-        yield Case("HeartbeatJobs.leases[0].progress.percent", str(number), number)
-    for number in (-0.001, 100.001, float("nan"), float("inf")):
-        path = "HeartbeatJobs.leases[0].progress.percent"
-        yield Case(path, str(number), number, "leases[0].progress.percent", 100)
+    path = "HeartbeatJobs.leases[0].progress.percent"
+    for percent in (0.0, 100.0):
+        yield Case(path, str(percent), percent)
+    for percent in (-0.001, 100.001, float("nan"), float("inf")):
+        yield Case(path, str(percent), percent, "leases[0].progress.percent", 100)
     yield from texts("HeartbeatJobs.leases[0].progress.message", 500)
     yield from structs("HeartbeatJobs.leases[0].progress.details", 4096, "INVALID_FIELD")
     yield from completions("CompleteJob")
