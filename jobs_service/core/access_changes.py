@@ -92,12 +92,13 @@ class AccessChanges:
                 return Changed(before, changed=False)
             tx.access.set_limit(dataset_id, max_running)
             tx.places.relabel(dataset_id)
-            claimable = tx.places.fill([dataset_id])
+            filled = tx.places.fill([dataset_id])
+            # What a removed limit held may be of any run type.
+            tx.news.ready |= filled if max_running else set(RunType)
             value = "none" if max_running is None else str(max_running)
             self._record(tx, AccessEventType.DATASET_LIMITED, dataset_id=dataset_id, value=value)
             after = _dataset(tx, dataset_id)
-        # What a removed limit held may be of any run type.
-        self._signals.ready.tell(claimable if max_running else list(RunType))
+        self._signals.tell(tx.news)
         return Changed(after, changed=True)
 
     def grant(self, soeid: str, dataset_id: int, level: Level) -> Changed[Permission]:

@@ -3,7 +3,6 @@
 from uuid import UUID
 
 from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
-from jobs_service.core.dependants import tell
 from jobs_service.core.signals import Signals
 from jobs_service.model.job import JobStatus, JobView
 from jobs_service.model.states import may_become
@@ -47,12 +46,8 @@ class Orphans:
             if not job_ids and deleted.is_over:
                 tx.deleted_datasets.remove(deleted)
             cancellations = _cancellations(tx, deleted, job_ids) if job_ids else []
-            cancelled = cancel_locked(tx, cancellations)
-            told = tell(tx, [job.job_id for job in cancelled])
-            ready = told.run_types | tx.places.fill(told.limited)
-        self._signals.ready.tell(ready)
-        running = [each.job.job_id for each in cancellations if each.job.status is JobStatus.RUNNING]
-        self._signals.revoked.tell(running)
+            cancel_locked(tx, cancellations)
+        self._signals.tell(tx.news)
         return len(job_ids) == PORTION and bool(cancellations)
 
 

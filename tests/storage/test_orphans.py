@@ -13,6 +13,7 @@ from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.job_service import JobService
 from jobs_service.core.orphans import Orphans
 from jobs_service.core.signals import Signals
+from jobs_service.model.access import OPERATOR
 from jobs_service.model.caller import Level, Role
 from jobs_service.model.errors import DatasetPermissionDenied
 from jobs_service.model.job import JobStatus, NewJob, RunType
@@ -20,6 +21,7 @@ from jobs_service.model.requests import CreateRequest, CreateResult
 from jobs_service.storage import deleted_datasets
 from jobs_service.upkeep.cancel_orphans import CancelOrphans
 from tests.support.postgres import connect
+from tests.support.queued import claim_request, claimed_ids
 from tests.support.world import User, World
 
 
@@ -247,15 +249,18 @@ def test_what_waits_for_a_cancelled_job_is_cancelled_too(stored_world: World) ->
     assert (last["type"], last["reason"]) == ("CANCELLED", f"dependency {job_id} ended CANCELLED")
 
 
-def test_workers_of_running_jobs_are_told_and_nobody_of_others(
-    stored_world: World, duty: CancelOrphans, signals: Signals, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_loses_its_job_and_is_told_and_nothing_is_left_to_claim(
+    stored_world: World, signals: Signals
 ) -> None:
     dataset = stored_world.dataset()
-    running, _ = create(stored_world, stored_world.user(grants={dataset: Level.WRITE}), dataset, 2)
-    stored_world.set_status(running, JobStatus.RUNNING)
+    create(stored_world, stored_world.user(grants={dataset: Level.WRITE}), dataset, 2)
+    worker = stored_world.user(Role.SERVICE)
+    stored_world.access.grant_run_type(worker.soeid, RunType.IMPORT)
+    (running,) = claimed_ids(stored_world, claim_request(worker))[0]
     told: list[UUID] = []
     signals.revoked.subscribe(told.extend)
-    monkeypatch.setattr(Orphans, "cancel_of", Mock())
-    stored_world.access.delete_dataset(dataset)
-    duty.run_once()
+    AccessService(stored_world.database, signals).changes(by=OPERATOR).delete_dataset(dataset)
     assert told == [running]
+    left_of = "SELECT (SELECT count(*) FROM job_leases), (SELECT count(*) FROM job_queue)"
+    assert stored_world.sql.execute(left_of).fetchone() == (0, 0)
+    assert statuses(stored_world, dataset) == {"CANCELLED": 2}
