@@ -5,7 +5,7 @@ from uuid import UUID
 
 from jobs_service.core import permissions
 from jobs_service.core.create_jobs import RefusedTogether, create_jobs
-from jobs_service.core.payloads import fitting, with_payloads
+from jobs_service.core.payloads import fitting, in_full
 from jobs_service.core.permissions import Action
 from jobs_service.model.errors import (
     CallerUnknown,
@@ -43,7 +43,7 @@ def get_batch(tx: Transaction, request: BatchGetRequest) -> list[Job | JobsError
         return results
     sizes = [result.payload_bytes if isinstance(result, Job) else 0 for result in results]
     shown = results[: fitting(sizes)]
-    full = iter(with_payloads(tx, [result for result in shown if isinstance(result, Job)]))
+    full = iter(in_full(tx, [result for result in shown if isinstance(result, Job)]))
     return [next(full) if isinstance(result, Job) else result for result in shown]
 
 

@@ -20,7 +20,7 @@ from jobs_service.core.batches import (
 from jobs_service.core.cancel_jobs import Cancellation, cancel_locked
 from jobs_service.core.create_jobs import create_jobs
 from jobs_service.core.locked_jobs import allowed, locked_job
-from jobs_service.core.payloads import fitting, with_payloads
+from jobs_service.core.payloads import fitting, in_full
 from jobs_service.core.permissions import Action
 from jobs_service.core.retry_jobs import retry_jobs
 from jobs_service.core.signals import Signals
@@ -123,7 +123,7 @@ class JobService:
             )
             jobs = found[: request.page_size]
             if request.view is JobView.FULL:
-                jobs = with_payloads(tx, jobs[: fitting([job.payload_bytes for job in jobs])])
+                jobs = in_full(tx, jobs[: fitting([job.payload_bytes for job in jobs])])
             total = tx.job_list.total(viewer, wanted) if request.include_total else None
         return Page(
             jobs=jobs,

@@ -1,9 +1,8 @@
-"""Payloads of many jobs at once: no more of them than fit into an answer."""
+"""Whole jobs, many at once: no more of them than fit into an answer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from jobs_service.model.job import Job
+from jobs_service.model.job import Job, JobView
 from jobs_service.storage.database import Transaction
 
 PAGE_BYTES = 3 * 1024 * 1024
@@ -20,10 +19,7 @@ def fitting(sizes: Sequence[int]) -> int:
     return len(sizes)
 
 
-def with_payloads(tx: Transaction, jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with their payloads. How many fit has been decided."""
-    payloads = tx.job_list.payloads([job.job_id for job in jobs])
-    return [
-        replace(job, run_parameters=payloads[job.job_id][0], output_summary=payloads[job.job_id][1])
-        for job in jobs
-    ]
+def in_full(tx: Transaction, jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs that were read in this snapshot, in view FULL. How many fit has been decided."""
+    whole = tx.jobs.read([job.job_id for job in jobs], JobView.FULL)
+    return [whole[job.job_id] for job in jobs]

@@ -11,7 +11,6 @@ as one OR this reads the whole table for somebody who sees little of it, so ther
   don't give one, the newest rows of the owner, of the creator and of each data set, merged.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -25,7 +24,6 @@ from sqlalchemy import (
     Connection,
     Integer,
     Select,
-    Uuid,
     bindparam,
     func,
     literal,
@@ -34,9 +32,8 @@ from sqlalchemy import (
     union,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 
-from jobs_service.model.job import Job, JobView, JsonObject
+from jobs_service.model.job import Job, JobView
 from jobs_service.model.requests import Cursor, JobFilter
 from jobs_service.storage.job_filter import (
     DEPTH,
@@ -203,10 +200,6 @@ _PERMISSIONS = select(func.count()).select_from(
     .limit(literal(_MANY))
     .subquery()
 )
-_payload_ids = bindparam("job_ids", type_=ARRAY(Uuid))
-_PAYLOADS = select(jobs.c.job_id, jobs.c.run_parameters, jobs.c.output_summary).where(
-    jobs.c.job_id == func.any(_payload_ids)
-)
 
 
 class JobList:
@@ -267,11 +260,6 @@ class JobList:
 
     def _reads_many(self, viewer: int | None) -> bool:
         return bool(self._connection.execute(_PERMISSIONS, {"viewer": viewer}).scalar_one() == _MANY)
-
-    def payloads(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[JsonObject, JsonObject | None]]:
-        """Return run_parameters and output_summary of these jobs."""
-        found = self._connection.execute(_PAYLOADS, {"job_ids": list(job_ids)})
-        return {row.job_id: (row.run_parameters, row.output_summary) for row in found}
 
 
 def first_place(wanted: JobFilter, cursor: Cursor | None) -> Cursor:

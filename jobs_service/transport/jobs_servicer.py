@@ -81,7 +81,12 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
 
     async def RetryJob(self, request: jobs_pb2.RetryJobRequest, context: Any) -> jobs_pb2.RetryJobResponse:
         """Make a job PENDING again."""
-        raise NotImplementedError
+        call, caller = calls.current_with_caller()
+        job = await self._operations.retry(requests.retry_request(caller, request), call)
+        return await _converted(
+            job.payload_bytes,
+            lambda: jobs_pb2.RetryJobResponse(job=responses.to_message(job, JobView.FULL)),
+        )
 
     async def BatchCreateJobs(
         self, request: jobs_pb2.BatchCreateJobsRequest, context: Any

@@ -24,6 +24,7 @@ from jobs_service.model.requests import (
     GetRequest,
     ListRequest,
     Page,
+    RetryRequest,
 )
 from jobs_service.telemetry import traces
 from jobs_service.telemetry.batch_metrics import BatchMetrics
@@ -33,8 +34,8 @@ from jobs_service.transport.call import Call
 
 T = TypeVar("T")
 
-BATCHERS = 6
-"""One each: creating, cancelling, reading in three views, looking up users."""
+BATCHERS = 7
+"""One each: creating, cancelling, retrying, reading in three views, looking up users."""
 _CLOSE_SECONDS = 2.0
 
 
@@ -78,6 +79,9 @@ class Operations:
         self._cancel = Batcher[CancelRequest, Job](
             job_service.cancel_jobs, self._batch_threads, limits, metrics.batches("cancel")
         )
+        self._retry = Batcher[RetryRequest, Job](
+            job_service.retry_jobs, self._batch_threads, limits, metrics.batches("retry")
+        )
         self._get = {
             view: Batcher[GetRequest, Job](
                 partial(job_service.get_jobs, view=view),
@@ -104,6 +108,10 @@ class Operations:
     async def cancel(self, request: CancelRequest, call: Call) -> Job:
         """See JobService.cancel_jobs."""
         return await self._cancel.submit(request, deadline=call.deadline)
+
+    async def retry(self, request: RetryRequest, call: Call) -> Job:
+        """See JobService.retry_jobs."""
+        return await self._retry.submit(request, deadline=call.deadline)
 
     async def list(self, request: ListRequest, call: Call) -> Page:
         """See JobService.list_jobs. Not batched: a list has its caller's time, and a thread to itself."""
@@ -176,7 +184,13 @@ class Operations:
     async def close(self) -> None:
         """Refuse new work and finish what was taken, or cut it off after _CLOSE_SECONDS."""
         self._closed = True
-        batchers: list[Batcher[Any, Any]] = [self._create, self._cancel, *self._get.values(), self._users]
+        batchers: list[Batcher[Any, Any]] = [
+            self._create,
+            self._cancel,
+            self._retry,
+            *self._get.values(),
+            self._users,
+        ]
         lists = asyncio.to_thread(self._list_threads.shutdown, cancel_futures=True)
         closing = asyncio.gather(lists, *(batcher.close() for batcher in batchers))
         try:

@@ -28,7 +28,7 @@ from jobs_service.model.caller import Caller, normalized_soeid
 from jobs_service.model.errors import PayloadTooLarge, Violation
 from jobs_service.model.job import JobStatus, JobView, RunType
 from jobs_service.model.paths import field_path
-from jobs_service.model.requests import CancelRequest, CreateRequest, GetRequest, JobFilter
+from jobs_service.model.requests import CancelRequest, CreateRequest, GetRequest, JobFilter, RetryRequest
 from jobs_service.transport import structs
 from jobs_service.transport.schedules import schedule_draft
 
@@ -112,6 +112,12 @@ def cancel_request(caller: Caller, request: jobs_pb2.CancelJobRequest) -> Cancel
         )
     )
     return CancelRequest(caller, UUID(request.job_id), request.reason or None)
+
+
+def retry_request(caller: Caller, request: jobs_pb2.RetryJobRequest) -> RetryRequest:
+    """Return which job shall be tried again. Raises InvalidRequest."""
+    refuse_any(check_uuid("job_id", request.job_id))
+    return RetryRequest(caller, UUID(request.job_id))
 
 
 def check_list(request: jobs_pb2.ListJobsRequest) -> None:

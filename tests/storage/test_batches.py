@@ -29,12 +29,8 @@ class Setting:
 
     def requests(self, count: int, **fields: Any) -> list[CreateRequest]:
         """Requests of so many jobs, each with an id of its own."""
-        return [
-            CreateRequest(
-                self.caller, new_job(fields | {"dataset_id": self.dataset, "request_id": uuid.uuid4()})
-            )
-            for _ in range(count)
-        ]
+        jobs = [new_job(fields | {"request_id": uuid.uuid4()}, self.dataset) for _ in range(count)]
+        return [CreateRequest(self.caller, job) for job in jobs]
 
     def graph(self, count: int) -> list[CreateRequest]:
         """Requests of which each waits for the one before it, and one for another job."""

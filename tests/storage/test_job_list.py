@@ -279,19 +279,6 @@ def test_a_listed_job_has_its_names_and_no_payload(populated: Populated) -> None
         assert (job.run_parameters, job.output_summary) == (None, None)
 
 
-def test_payloads_are_those_of_the_jobs_asked_for(populated: Populated) -> None:
-    asked = populated.rows[:20]
-    with populated.world.database.snapshot(seconds=10) as tx:
-        found = tx.job_list.payloads([*ids(asked), UUID(int=1)])
-    assert found == {
-        row.job_id: (
-            {"of": str(row.job_id)},
-            {"rows": 1} if row.status is JobStatus.COMPLETED else None,
-        )
-        for row in asked
-    }
-
-
 def test_a_total_stops_at_the_cap(stored_world: World) -> None:
     owner, reader = stored_world.user(), stored_world.user()
     datasets = [stored_world.dataset() for _ in range(3)]

@@ -256,9 +256,6 @@ CASES = {
         frozenset({"uq_users_soeid"}),
         1,
     ),
-    "JobList.payloads": Case(
-        lambda full, tx, n: tx.job_list.payloads(full.job_ids[:n]), frozenset({"pk_jobs"}), 1
-    ),
 }
 BY_HAND = {"is_empty", "put_user", "put_dataset", "dataset_exists", "grant", "revoke", "grant_run_type"}
 """What only the command line sends, one at a time."""

@@ -311,7 +311,25 @@ def _batch_create() -> Iterator[Case]:
     yield bad(path, "a thousand and one", [{}] * 1001, limit=1000)
     yield bad(path, "a hundred thousand", [{}] * 100_000, limit=1000)
     yield good(path, "one", [{}])
-    yield from (_in_a_batch(case) for case in _create_job() if not case.wire)
+    for case in _create_job():
+        if not case.wire and not case.path.endswith(".depends_on_indexes"):
+            yield _in_a_batch(case)
+    policy = tagged(1, 2, tagged(11, 2, b"\x0a"))
+    yield Case(f"{path}.retry_policy", "no message of its type", {}, "request", *_INVALID, wire=policy)
+    path += ".depends_on_indexes"
+    for indexes, at in (([1], "[0]"), ([2], "[0]"), ([-1], "[0]"), ([0, 0], "[1]"), ([INT32[1]], "[0]")):
+        yield replace(
+            _second(path, f"{indexes}", indexes, at), code="INVALID_ARGUMENT", reason="INVALID_FIELD"
+        )
+    many = _second(path, "101", [0] * 101, "")
+    yield replace(many, code="INVALID_ARGUMENT", reason="INVALID_FIELD", limit=100)
+    yield replace(_second(path, "an earlier one", [0], ""), wrong=None)
+
+
+def _second(path: str, name: str, indexes: list[int], at: str) -> Case:
+    """A batch of two entries, the second of which waits for these."""
+    wrong = f"requests[1].depends_on_indexes{at}"
+    return Case(path, name, {"requests": [{}, {"depends_on_indexes": indexes}]}, wrong)
 
 
 def _many_ids(path: str) -> Iterator[Case]:
