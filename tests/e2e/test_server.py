@@ -25,6 +25,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 JOBS = "jobs.v1.JobsService"
 ACCESS = "jobs.v1.AccessService"
+WORKERS = "jobs.v1.WorkersService"
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 NOBODYS_JOB = "01900000-0000-7000-8000-000000000000"
 PARAMETERS = Struct(fields={"file_path": Value(string_value="landing/a.csv")})
@@ -71,7 +72,7 @@ def correlated() -> tuple[str, Metadata]:
     return correlation_id, (("x-correlation-id", correlation_id),)
 
 
-@pytest.mark.parametrize("service", ["", JOBS, ACCESS, "liveness"])
+@pytest.mark.parametrize("service", ["", JOBS, WORKERS, ACCESS, "liveness"])
 def test_health_is_told_without_credentials(channel: grpc.Channel, service: str) -> None:
     assert check(channel, service) == SERVING
 
@@ -96,7 +97,7 @@ def reflect(channel: grpc.Channel, version: str, **request: Any) -> Any:
 def test_reflection_lists_and_describes_everything(channel: grpc.Channel, version: str) -> None:
     answer = reflect(channel, version, list_services="")
     services = {service.name for service in answer.list_services_response.service}
-    assert services == {JOBS, ACCESS, "grpc.health.v1.Health", *REFLECTION}
+    assert services == {JOBS, WORKERS, ACCESS, "grpc.health.v1.Health", *REFLECTION}
     pool = descriptor_pool.DescriptorPool()
     added: set[str] = set()
 
