@@ -175,16 +175,16 @@ def test_a_service_that_is_told_to_deletes_what_is_old_and_shows_it(
         sql.execute(
             """INSERT INTO jobs (job_id, run_type, status, dataset_id, owner_id, creator_id, priority,
                                  payload_bytes, run_parameters, end_time)
-               VALUES (gen_random_uuid(), 'IMPORT', 'COMPLETED', 1, 1, 1, 0, 2, '{}', now() - interval '25 h'),
-                      (gen_random_uuid(), 'IMPORT', 'COMPLETED', 1, 1, 1, 0, 2, '{}', now() - interval '23 h');
+               SELECT gen_random_uuid(), 'IMPORT', 'COMPLETED', 1, 1, 1, 0, 2, '{}', now() - age::interval
+                 FROM unnest(ARRAY['25 h', '23 h']) age;
                INSERT INTO job_events (type, job_id, run_type, actor_id, actor_soeid, status_after, time)
                SELECT 'COMPLETED', job_id, run_type, 1, 'al00001', status, end_time FROM jobs"""
         )
         settings = service_settings(url, tmp_path) | {"JOBS_METRICS_LISTEN": "127.0.0.1:0"}
         keeping = {"JOBS_KEEP_JOBS_DAYS": "1", "JOBS_KEEP_HISTORY_DAYS": "1"}
         with serving(tmp_path, settings | keeping) as service:
-            for deleted in ("jobs_purged_jobs_total", "jobs_purged_events_total"):
-                wait_until(lambda name=deleted: scrape(service).value(name) == 1, 30, deleted)
+            wait_until(lambda: scrape(service).value("jobs_purged_jobs_total") == 1, 30, "the job")
+            wait_until(lambda: scrape(service).value("jobs_purged_events_total") == 1, 30, "the event")
         left = sql.execute("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM job_events)").fetchone()
     assert left == (1, 1)
 
