@@ -93,6 +93,7 @@ def _renewal(*, skip_locked: bool) -> Any:
     return (
         update(job_leases)
         .where(
+            job_leases.c.job_id == func.any(_job_ids),
             job_leases.c.job_id == locked.c.job_id,
             locked.c.job_id == _renewed.c.job_id,
             locked.c.lease_token == _renewed.c.lease_token,

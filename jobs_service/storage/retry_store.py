@@ -18,7 +18,8 @@ _RETRY = (
     update(jobs)
     .where(
         jobs.c.job_id == func.any(_job_ids),
-        jobs.c.status.in_([JobStatus.FAILED.value, JobStatus.CANCELLED.value]),
+        jobs.c.end_time.is_not(None),
+        jobs.c.status != JobStatus.COMPLETED.value,
     )
     .values(
         status=JobStatus.PENDING.value,
