@@ -188,7 +188,7 @@ def _duties(
         FindHeads(database, signals, heads),
         CountJobs(database, metrics.jobs),
         TellDependants(database, signals),
-        ExpireLeases(database, signals, pauses),
+        ExpireLeases(database, signals, pauses, metrics.work),
         PromoteJobs(database, signals),
         AdoptJobs(database, signals),
         FillPlaces(database, signals),

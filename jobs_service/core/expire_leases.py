@@ -6,15 +6,21 @@ from datetime import datetime
 from jobs_service.core.end_claims import end_claims, follow_up
 from jobs_service.model.caller import SYSTEM
 from jobs_service.model.endings import overdue
+from jobs_service.model.job import AttemptOutcome
 from jobs_service.storage.database import Transaction
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """taken_back: jobs whose claims were ended. more: a whole portion was dealt with, there may be others."""
+    """outcomes: of the claims that were ended. more: a whole portion was dealt with, there may be others."""
 
-    taken_back: int
+    outcomes: tuple[AttemptOutcome, ...]
     more: bool
+
+    @property
+    def taken_back(self) -> int:
+        """How many jobs were taken from their workers."""
+        return len(self.outcomes)
 
 
 def expire_leases(tx: Transaction, *, since: datetime, limit: int) -> Swept:
@@ -25,7 +31,7 @@ def expire_leases(tx: Transaction, *, since: datetime, limit: int) -> Swept:
     """
     candidates = tx.leases.candidates(since=since, limit=limit)
     if not candidates:
-        return Swept(0, more=False)
+        return Swept((), more=False)
     found = tx.endings.take(candidates)
     # Looked at again under the locks: a heartbeat may have renewed what was read before.
     expired = tx.leases.lock_overdue([*found.held, *found.rest], since=since)
@@ -36,4 +42,4 @@ def expire_leases(tx: Transaction, *, since: datetime, limit: int) -> Swept:
     follow_up(tx, freed=leftovers.limited)
     tx.news.revoked |= {ending.job.job_id for ending in endings}
     dealt_with = len(endings) + len(leftovers.job_ids)
-    return Swept(len(endings), more=dealt_with == limit)
+    return Swept(tuple(ending.outcome for ending in endings), more=dealt_with == limit)

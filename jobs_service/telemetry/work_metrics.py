@@ -20,7 +20,9 @@ class WorkMetrics:
             registry=registry,
         )
         self.waiting_claims = Gauge(
-            "jobs_waiting_claims", "Claims that wait for a job now.", registry=registry
+            "jobs_waiting_claims",
+            "Calls of workers that wait now: claims for jobs, heartbeats for a cancel.",
+            registry=registry,
         )
         self.purged_jobs = Counter(
             "jobs_purged_jobs", "Jobs that this process deleted because of their age.", registry=registry

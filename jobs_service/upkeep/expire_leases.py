@@ -5,6 +5,8 @@ from datetime import datetime
 from jobs_service.core.expire_leases import expire_leases
 from jobs_service.core.signals import Signals
 from jobs_service.storage.database import Database
+from jobs_service.telemetry.metrics import Metrics
+from jobs_service.telemetry.work_metrics import WorkMetrics
 from jobs_service.upkeep.pauses import Pauses
 
 PORTION = 100
@@ -19,11 +21,20 @@ class ExpireLeases:
 
     name = "expire_leases"
 
-    def __init__(self, database: Database, signals: Signals, pauses: Pauses, *, every: float = 1.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        signals: Signals,
+        pauses: Pauses,
+        metrics: WorkMetrics | None = None,
+        *,
+        every: float = 1.0,
+    ) -> None:
         self.every = every
         self._database = database
         self._signals = signals
         self._pauses = pauses
+        self._expired = (metrics or Metrics().work).leases_expired
         self._since: datetime | None = None
         """Since when all went well, by the database's clock; None: it did not, just now."""
         self._last_run = 0.0
@@ -43,6 +54,8 @@ class ExpireLeases:
             return False
         self._since = since
         self._signals.tell(tx.news)
+        for outcome in swept.outcomes:
+            self._expired.labels(outcome).inc()
         return swept.more
 
     def _require_no_pause(self) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from jobs_service.model.job import JobStatus
 from jobs_service.storage.driver_errors import UnexpectedDatabaseError
+from jobs_service.telemetry.metrics import Metrics
 from jobs_service.upkeep.expire_leases import ExpireLeases
 from jobs_service.upkeep.pauses import Pauses
 from tests.support.service import wait_until
@@ -41,9 +42,12 @@ def is_running(shop: Workshop, claim: Claimed) -> bool:
     return shop.get(claim.job_id).status is JobStatus.RUNNING
 
 
-def test_after_a_start_a_lease_gets_its_time_once_more(shop: Workshop) -> None:
+def test_after_a_start_a_lease_gets_its_time_once_more_and_is_counted_when_it_is_taken(
+    shop: Workshop,
+) -> None:
     claim = expired(shop, "1.5 s")
-    sweep = duty(shop)
+    metrics = Metrics().work
+    sweep = ExpireLeases(shop.world.database, shop.signals, NeverPaused(), metrics)
     sweep.run_once()
     assert is_running(shop, claim)
 
@@ -52,6 +56,13 @@ def test_after_a_start_a_lease_gets_its_time_once_more(shop: Workshop) -> None:
         return not is_running(shop, claim)
 
     wait_until(taken_back, 20, "the job is taken back")
+    counted = {
+        sample.labels["outcome"]: sample.value
+        for family in metrics.leases_expired.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+    assert counted == {"LEASE_EXPIRED": 1, "RUN_TIMED_OUT": 0}
 
 
 def test_after_a_failure_a_lease_gets_its_time_once_more(shop: Workshop) -> None:

@@ -121,7 +121,7 @@ def test_an_expired_lease_lives_until_the_sweep_comes(shop: Workshop) -> None:
     shop.age(completed)
     assert shop.heartbeat(renewed).state is LeaseState.RENEWED
     assert ended(shop.finish(completed, COMPLETED)).job.status is JobStatus.COMPLETED
-    assert shop.sweep() == Swept(0, more=False)
+    assert shop.sweep() == Swept((), more=False)
     assert shop.get(renewed.job_id).status is JobStatus.RUNNING
 
 
@@ -187,7 +187,7 @@ def test_a_cancelled_job_is_never_taken_back(shop: Workshop) -> None:
     claim = shop.running()
     shop.age(claim)
     cancelled = shop.cancel(claim.job_id)
-    assert shop.sweep() == Swept(0, more=False)
+    assert shop.sweep() == Swept((), more=False)
     assert shop.get(claim.job_id).version == getattr(cancelled, "version", None)
 
 
@@ -220,7 +220,7 @@ def test_what_release_0_1_0_cancels_is_cancelled_for_its_worker_and_swept(shop: 
     for outcome in OUTCOMES.values():
         assert lost(shop.finish(claim, outcome))["status"] == "CANCELLED"
     shop.age(claim)
-    assert shop.sweep() == Swept(0, more=False)
+    assert shop.sweep() == Swept((), more=False)
     job = shop.get(claim.job_id)
     assert (job.status, job.version) == (JobStatus.CANCELLED, version)
     assert [(one.outcome, one.end_time) for one in job.attempts] == [(AttemptOutcome.CANCELLED, job.end_time)]
