@@ -1,8 +1,8 @@
 """Where claims begin to look, while an old transaction keeps what was claimed before.
 
-Its dead rows stand before the first job to claim, and every claim would pass all of them. One duty does
-instead, several times a second (upkeep/find_heads.py); claims begin where it found the first job. What comes
-before that place later (a retry, an urgent job) is claimed once the duty has seen it.
+Dead rows stand before the first job to claim, and every claim would pass all of them. One duty does instead,
+several times a second (upkeep/find_heads.py); claims begin where it found the first job. What comes before
+that place later (a retry, an urgent job) is claimed once the duty has seen it, or nothing else is left.
 """
 
 import threading

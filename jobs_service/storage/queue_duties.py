@@ -11,6 +11,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     bindparam,
+    cast,
     delete,
     func,
     literal,
@@ -19,7 +20,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 
 from jobs_service.model.job import JobStatus, RunType
 from jobs_service.storage.claims import Place
@@ -141,6 +142,7 @@ _HEAD = (
     .order_by(job_queue.c.neg_priority, job_queue.c.turn, job_queue.c.job_id)
     .limit(1)
 )
+_DEAD = select(func.pg_stat_get_dead_tuples(cast(literal(job_queue.name, Text), REGCLASS)))
 _CLOCK = select(clock_of(bindparam("run_type", type_=Text)))
 
 
@@ -165,6 +167,10 @@ class QueueDuties:
     def adopt(self, portion: int) -> Portion:
         """Give a turn and a place in the queue to jobs that release 0.1.0 has made, the oldest first."""
         return _portion_of(list(self._connection.execute(_ADOPT, {"portion": portion})))
+
+    def dead_rows(self) -> int:
+        """Return about how many rows of the queue are claimed already and still there, a second ago."""
+        return int(self._connection.execute(_DEAD).scalar_one())
 
     def head(self, run_type: RunType) -> Place:
         """Return the place of the first job to claim; of none, the place that the next new one comes after.

@@ -138,6 +138,7 @@ CASES = {
     "QueueDuties.promote": Case(lambda _, tx, n: tx.queue_duties.promote(n), 8, 60),
     "QueueDuties.adopt": Case(lambda _, tx, n: tx.queue_duties.adopt(n), 6, 90),
     "QueueDuties.tidy": Case(lambda _, tx, n: tx.queue_duties.tidy(n), 36, 80),
+    "QueueDuties.dead_rows": Case(lambda _, tx, __: tx.queue_duties.dead_rows(), 1, 10),
     "QueueDuties.head": Case(lambda _, tx, __: tx.queue_duties.head(RunType.IMPORT), 2, 10),
     "Places.fill": Case(lambda _, tx, n: tx.places.fill(range(1, n + 1)), 12, 60),
     "Places.unfilled": Case(lambda _, tx, n: tx.places.unfilled(), 40, 80),
