@@ -19,6 +19,7 @@ from sqlalchemy import (
     literal,
     select,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
@@ -31,6 +32,7 @@ from jobs_service.storage.tables import jobs
 
 FIRST = UUID(int=0)
 """The cursor before every job."""
+_LAST = UUID(int=2**128 - 1)
 PICKED = 20
 """Ended jobs whose dependants are told in one transaction of upkeep."""
 
@@ -128,13 +130,16 @@ _ended = (
     .table_valued(column("job_id", Uuid), column("after_job_id", Uuid))
     .render_derived("ended")
 )
+_edge = tuple_(job_dependencies.c.depends_on_job_id, job_dependencies.c.job_id)
 _of_one = (
     select(job_dependencies.c.job_id)
+    # A range of both, and no equality: where nearly all wait for one job, the planner would go through
+    # the primary key, in the same order, for each job that nobody waits for.
     .where(
-        job_dependencies.c.depends_on_job_id == _ended.c.job_id,
-        job_dependencies.c.job_id > _ended.c.after_job_id,
+        _edge > tuple_(_ended.c.job_id, _ended.c.after_job_id),
+        _edge <= tuple_(_ended.c.job_id, literal(_LAST, Uuid)),
     )
-    .order_by(job_dependencies.c.job_id)
+    .order_by(job_dependencies.c.depends_on_job_id, job_dependencies.c.job_id)
     .limit(bindparam("limit", type_=Integer))
     .lateral("dependant")
 )
