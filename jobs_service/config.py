@@ -167,7 +167,7 @@ class Config:
         "8",
         _number(1, 64, int),
         "Lists that are read at the same time; more wait. The service holds as many connections to"
-        " Postgres, and 14 more.",
+        " Postgres, and 15 more.",
     )
     batch_seconds: float = _setting(
         "10",
