@@ -20,10 +20,10 @@ from tests.e2e.clients import (
     node_modules,
 )
 from tests.e2e.demo import ADMIN, ALICE, BOB, EVE, PROGRAM, Demo
+from tests.support.judge import EVERY_METHOD, path_of
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
 NOBODYS_JOB = "01900000-0000-7000-8000-000000000000"
-FIVE = ["CancelJob", "CreateJob", "GetJob", "GetJobStatus", "ListJobs"]
 
 
 class Caller:
@@ -233,7 +233,7 @@ def test_each_make_of_client_sees_the_same_job(alice: Caller, demo: Demo) -> Non
 def test_buf_curl_learns_the_api_from_either_version_of_reflection(demo: Demo, reflection: str) -> None:
     buf = BufCurl(demo.target, reflection)
     methods = buf.list_methods()
-    assert sorted(m for m in methods if "jobs" in m) == [f"jobs.v1.JobsService/{rpc}" for rpc in FIVE]
+    assert sorted(m for m in methods if "jobs" in m) == sorted(path_of(rpc)[1:] for rpc in EVERY_METHOD)
     alice = Caller(buf, demo.token(ALICE))
     assert alice.get(alice.create("import_path"))["status"] == "JOB_STATUS_PENDING"
 

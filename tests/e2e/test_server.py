@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from tests.e2e.demo import ALICE, BOB, PROGRAM, Demo
 from tests.support.client import Client, Metadata, refused
+from tests.support.judge import METHODS
 from tests.support.service import wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -116,7 +117,7 @@ def test_reflection_lists_and_describes_everything(channel: grpc.Channel, versio
         add(described.file_descriptor_proto[0])
     for service in services:
         assert pool.FindServiceByName(service).methods
-    assert [method.name for method in pool.FindServiceByName(JOBS).methods] == list(REQUESTS)
+    assert [method.name for method in pool.FindServiceByName(JOBS).methods] == list(METHODS)
 
 
 def test_the_log_tells_who_called_what_and_how_it_ended(demo: Demo, alice: Client) -> None:

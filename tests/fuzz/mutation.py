@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from tests.support.judge import METHODS, message, tagged, varint
+from tests.support.judge import EVERY_METHOD, message, tagged, varint
 from tests.support.request_cases import UUID
 
 DEEPEST = 40
@@ -36,6 +36,8 @@ _TEXTS = (
     b'{"a":1}',
 )
 _SOURCES = [{"dataset_id": 1, "alias": "a"}, {"dataset_id": 2, "alias": "b", "ref": "main"}]
+_IMPORT = {"dataset_id": 1, "run_type": 1, "run_parameters": {"file_path": "a"}}
+_LEASE = {"job_id": UUID, "lease_token": "ab" * 16}
 # Requests that are good, each of another kind; damage is done to these.
 GOOD: dict[str, list[Message]] = {
     "CreateJob": [
@@ -54,6 +56,39 @@ GOOD: dict[str, list[Message]] = {
     "GetJob": [message("GetJob", job_id=UUID, view=1)],
     "GetJobStatus": [message("GetJobStatus", job_id=UUID)],
     "CancelJob": [message("CancelJob", job_id=UUID, reason="r")],
+    "RetryJob": [message("RetryJob", job_id=UUID)],
+    "BatchCreateJobs": [
+        message("BatchCreateJobs", requests=[_IMPORT, _IMPORT | {"depends_on_indexes": [0]}])
+    ],
+    "BatchGetJobs": [message("BatchGetJobs", job_ids=[UUID, UUID], view=2)],
+    "BatchCancelJobs": [
+        message("BatchCancelJobs", job_ids=[UUID], reason="r"),
+        message("BatchCancelJobs", filter={"external_id": "e", "statuses": [1]}),
+    ],
+    "ClaimJobs": [
+        message("ClaimJobs", worker_id="w", run_types=[1, 2], max_jobs=3, lease_duration={"seconds": 60})
+    ],
+    "HeartbeatJobs": [
+        message("HeartbeatJobs", leases=[_LEASE | {"progress": {"percent": 5, "details": {"a": [1]}}}])
+    ],
+    "CompleteJob": [message("CompleteJob", **_LEASE, output_summary={"rows": 3}, output_commit_id="c")],
+    "FailJob": [
+        message("FailJob", **_LEASE, error={"type": "t", "message": "m"}, retry_delay={"seconds": 1})
+    ],
+    "ReleaseJob": [message("ReleaseJob", **_LEASE, delay={"seconds": 1})],
+    "FinishJobs": [
+        message("FinishJobs", items=[{"complete": _LEASE}, {"fail": _LEASE}, {"release": _LEASE}])
+    ],
+    "PutUser": [message("PutUser", user_soeid="us00001", role=1)],
+    "DeleteUser": [message("DeleteUser", user_soeid="us00001")],
+    "PutDataset": [message("PutDataset", dataset_id=1, name="n")],
+    "DeleteDataset": [message("DeleteDataset", dataset_id=1)],
+    "SetDatasetLimit": [message("SetDatasetLimit", dataset_id=1, max_running=2)],
+    "GrantPermission": [message("GrantPermission", user_soeid="us00001", dataset_id=1, level=1)],
+    "RevokePermission": [message("RevokePermission", user_soeid="us00001", dataset_id=1)],
+    "GrantRunType": [message("GrantRunType", user_soeid="us00001", run_type=1)],
+    "RevokeRunType": [message("RevokeRunType", user_soeid="us00001", run_type=1)],
+    "ListPermissions": [message("ListPermissions", page_size=3)],
 }
 _NUMBERS = (0, 2**29 - 1, 18_999, 19_500, 2**29, 2**32)
 
@@ -76,7 +111,7 @@ class Mutator:
     def inputs(self, number: int) -> Iterator[tuple[str, bytes]]:
         """That many pairs of a method's name and what to send it."""
         for _ in range(number):
-            rpc = self.dice.choice(list(METHODS))
+            rpc = self.dice.choice(list(EVERY_METHOD))
             yield rpc, self.input(rpc)
 
     def input(self, rpc: str) -> bytes:
@@ -86,7 +121,7 @@ class Mutator:
             return self.dice.randbytes(self.dice.choice([0, 1, 2, 3, 8, 30, 300]))
         if plan < 0.6:
             return self._nearly_good(rpc)
-        data = self.message(METHODS[rpc].input_type, 0)
+        data = self.message(EVERY_METHOD[rpc].input_type, 0)
         for _ in range(self.dice.choice([0, 0, 1, 1, 2, 4])):
             data = self.dice.choice(self._damages)(data)
         return data
@@ -97,7 +132,7 @@ class Mutator:
         chosen = type(good).FromString(good.SerializeToString())
         extra = b""
         for _ in range(self.dice.choice([0, 1, 1, 2])):
-            each = self.dice.choice(METHODS[rpc].input_type.fields)
+            each = self.dice.choice(EVERY_METHOD[rpc].input_type.fields)
             chosen.ClearField(each.name)
             extra += self._field(each, 0)
         data = chosen.SerializeToString() + extra

@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.mutation import GOOD, Mutator
 from tests.fuzz.target import MORE_MEMORY, Target, unharmed
 from tests.fuzz.wire import Reply, Wire, bomb, grpc_message
-from tests.support.judge import METHODS, SERVICE
+from tests.support.judge import EVERY_METHOD, SERVICE, path_of
 
 JOBS = f"/{SERVICE.full_name}/"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -128,14 +128,14 @@ def _framing(target: Target, seed: str, number: int) -> None:
                 body = _damaged(dice, grpc_message(content, flag=int(compressed)))
                 wires.append((Wire(target.service.target), body))
                 wires[-1][0].hello()
-                wires[-1][0].call(JOBS + rpc, body, SOON, *credentials, *([GZIP] if compressed else []))
+                wires[-1][0].call(path_of(rpc), body, SOON, *credentials, *([GZIP] if compressed else []))
             for wire, body in wires:
                 with wire:
                     assert wire.reply().ended != "silence", f"seed {seed!r}: {body.hex()}"
 
 
 def test_a_hundred_damaged_frames_are_all_answered(target: Target) -> None:
-    assert set(GOOD) == set(METHODS)
+    assert set(GOOD) == set(EVERY_METHOD)
     _framing(target, "frames", 100)
 
 

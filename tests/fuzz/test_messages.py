@@ -17,7 +17,7 @@ import pytest
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.target import Target, unharmed
 from tests.support.client import Metadata
-from tests.support.judge import SERVICE, judged
+from tests.support.judge import judged, path_of
 
 DEADLINE = 20.0
 AT_ONCE = 100
@@ -53,7 +53,7 @@ async def _send_all(
 
         async def work() -> None:
             for rpc, data in inputs:
-                call = calls.setdefault(rpc, channel.unary_unary(f"/{SERVICE.full_name}/{rpc}"))
+                call = calls.setdefault(rpc, channel.unary_unary(path_of(rpc)))
                 try:
                     await call(data, metadata=metadata, timeout=DEADLINE)
                     seen.codes["OK"] += 1
