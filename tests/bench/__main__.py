@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench import processes, table
+from tests.bench import processes, table, work
 from tests.bench.data import Data
 from tests.bench.generator import CONNECTIONS, Load
 from tests.bench.table import Round, Row
@@ -142,9 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round: that it runs, not how fast")
+    parser.add_argument("--work", action="store_true", help="only how fast jobs are claimed and completed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     asked = parser.parse_args(arguments)
     plan = QUICK if asked.quick else DEFAULT
+    if asked.work:
+        with tempfile.TemporaryDirectory(prefix="jobs-bench-") as folder:
+            for line in work.measured(work.QUICK if asked.quick else work.DEFAULT, Path(folder)):
+                print(line, flush=True)
+        return
     here, began = machine(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jobs-bench-") as folder:
         rows = measured(plan, Path(folder))
