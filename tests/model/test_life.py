@@ -18,7 +18,7 @@ from tests.support.world import World
 STEPS = 120
 LONG_STEPS = 300
 SEEDS = (1, 2)
-LONG_SEEDS = range(100, 130)
+LONG_SEEDS = range(100, 112)
 OWN_SEED = os.environ.get("TESTS_MODEL_SEED")
 
 
