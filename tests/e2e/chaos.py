@@ -292,20 +292,20 @@ def recoveries(faults: Sequence[tuple[float, str]], lines: Sequence[Line], *, qu
         return (bisect.bisect(done, ended) - bisect.bisect(done, began)) / (ended - began)
 
     usual = rate(quiet - 10, quiet)
-    for moment, name in faults:
-        before = rate(moment - 5, moment)
-        ends = [
-            moment + WINDOW_SECONDS + step / 4 for step in range(int(4 * (RECOVERY_SECONDS - WINDOW_SECONDS)))
-        ]
-        rates = [(end - moment, rate(end - WINDOW_SECONDS, end)) for end in ends if end < last]
-        best = max((found for _, found in rates), default=0.0)
-        lowest = min((found for _, found in rates), default=0.0)
-        # Of the windows after the deepest point.
-        low = next((index for index, (_, found) in enumerate(rates) if found == lowest), 0)
-        again = next((after for after, found in rates[low:] if found >= 0.95 * usual), None)
-        soon = "more than 30" if again is None else f"{again:.1f}"
+    nexts = [moment for moment, _ in faults[1:]] + [last]
+    for (moment, name), following in zip(faults, nexts, strict=True):
+        watched = min(RECOVERY_SECONDS, following - moment)
+        steps = range(int(4 * max(0.0, watched - WINDOW_SECONDS)) + 1)
+        afters = [WINDOW_SECONDS + step / 4 for step in steps]
+        rates = [rate(moment + after - WINDOW_SECONDS, moment + after) for after in afters]
+        low = rates.index(min(rates))
+        again = (
+            after for after, found in zip(afters[low:], rates[low:], strict=True) if found >= 0.95 * usual
+        )
+        soon = next((f"after {after:.1f} s" for after in again), "not")
+        before, best = rate(moment - 5, moment), max(rates[low:])
         yield (
-            f"{name}: {before:.0f} jobs/s before ({usual:.0f} undisturbed), {lowest:.0f} at the lowest;"
-            f" 95 % of the undisturbed rate again after {soon} s;"
-            f" best within 30 s {best:.0f} ({best / usual if usual else 0:.0%})"
+            f"{name}: {before:.0f} jobs/s before ({usual:.0f} undisturbed), {rates[low]:.0f} at the lowest;"
+            f" 95 % of the undisturbed rate again {soon} within {watched:.0f} s;"
+            f" best then {best:.0f} ({best / usual if usual else 0:.0%})"
         )
