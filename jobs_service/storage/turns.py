@@ -76,7 +76,9 @@ def kept_turn(
     """Return the expression of the turn that a job comes into the queue with: its own, or a new one.
 
     A retry keeps its turn. What could not be claimed until now, and was passed by the clock, gets a new one:
-    a flood that waited for a time or for another job would come before everybody.
+    a flood that waited for a time or for another job would come before everybody. So does what has none:
+    release 0.1.0 has made and ended the job, and somebody retries it.
     """
     passed_by = (claims == 0) & (source.c.turn <= clock_of(source.c.run_type))
-    return case((passed_by, turn_of(source, *order)), else_=source.c.turn)
+    needs_one = passed_by | source.c.turn.is_(None)
+    return case((needs_one, turn_of(source, *order)), else_=source.c.turn)

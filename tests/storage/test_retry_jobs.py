@@ -1,5 +1,8 @@
 """RetryJob: who may, what it needs, and what of the job goes on."""
 
+from collections.abc import Callable
+from uuid import UUID
+
 import pytest
 
 from jobs_service.model.caller import Caller, Level, Role
@@ -14,6 +17,8 @@ from jobs_service.model.errors import (
 from jobs_service.model.job import Job, JobStatus, RunType
 from jobs_service.model.requests import RetryRequest
 from jobs_service.model.work import Failure, LeaseState
+from jobs_service.upkeep.adopt_jobs import AdoptJobs
+from tests.support.queued import claim_request, claimed
 from tests.support.work import COMPLETED, Claimed, Workshop
 from tests.support.world import World
 
@@ -198,3 +203,19 @@ def test_one_job_that_is_held_keeps_no_other_from_being_retried(shop: Workshop) 
     assert [type(result) for result in results] == [RowLocked, Job, RowLocked]
     assert shop.heartbeat(held).state is LeaseState.LOST
     assert isinstance(shop.retry(held.job_id, Caller(shop.owner.soeid, shop.owner.user_id)), Job)
+
+
+@pytest.mark.parametrize("ended_by", [Workshop.cancel, Workshop.cancel_as_0_1_0])
+def test_a_job_that_release_0_1_0_made_and_that_ended_without_a_turn_is_retried(
+    shop: Workshop, ended_by: Callable[[Workshop, UUID], object]
+) -> None:
+    job_id = shop.job(attempts=1, turn=None)
+    shop.sql.execute("DELETE FROM job_queue WHERE job_id = %s", (job_id,))
+    ended_by(shop, job_id)
+    job = shop.retry(job_id)
+    assert isinstance(job, Job)
+    assert job.status is JobStatus.PENDING
+    assert is_queued(shop, job)
+    AdoptJobs(shop.world.database, shop.signals).run_once()
+    [[claim]] = claimed(shop.world, claim_request(shop.worker))
+    assert claim.job.job_id == job_id
