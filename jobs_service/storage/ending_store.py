@@ -203,9 +203,19 @@ _END = (
     .add_cte(_noted)
 )
 
+# In the order in which heartbeats lock them, whatever the plan.
+_to_revoke = (
+    select(job_leases.c.job_id)
+    .where(job_leases.c.job_id == func.any(_job_ids))
+    .order_by(job_leases.c.job_id)
+    .with_for_update()
+    .cte("to_revoke")
+    .prefix_with("MATERIALIZED")
+)
 _revoked = (
     delete(job_leases)
-    .where(job_leases.c.job_id == func.any(_job_ids))
+    # The ids twice: a join alone might read all leases.
+    .where(job_leases.c.job_id == func.any(_job_ids), job_leases.c.job_id == _to_revoke.c.job_id)
     .returning(*_LEASE, job_leases.c.limited, job_leases.c.dataset_id)
     .cte("revoked")
 )
@@ -256,7 +266,9 @@ class EndingStore:
 
     def end(self, endings: Sequence[Ending]) -> dict[UUID, Ended]:
         """Write how these claims ended, of jobs that are held, each given once; by job id."""
-        found = self._connection.execute(_END, rows(_record(ending) for ending in endings))
+        # In the order in which heartbeats lock leases, or the two would wait for each other.
+        in_order = sorted(endings, key=lambda ending: ending.job.job_id)
+        found = self._connection.execute(_END, rows(_record(ending) for ending in in_order))
         return {row.job_id: Ended(row.update_time, row.limited) for row in found}
 
     def revoke(self, job_ids: Collection[UUID]) -> Revoked:

@@ -11,11 +11,16 @@ import pytest
 
 from jobs_service.model.errors import JobNotCancellable, JobNotRetryable, LeaseLost, RowLocked
 from jobs_service.model.job import AttemptOutcome, Job, JobStatus
-from jobs_service.model.work import FinishResult, LeaseState, Outcome
+from jobs_service.model.requests import CancelRequest
+from jobs_service.model.work import FinishRequest, FinishResult, LeaseState, Outcome
+from tests.support.postgres import connect
+from tests.support.service import wait_until
 from tests.support.work import COMPLETED, FAILED, RELEASED, Claimed, Workshop
 from tests.support.world import World
 
 ROUNDS = 30
+_WAITING = """
+SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"""
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -228,3 +233,30 @@ def test_batches_that_end_the_same_jobs_in_any_order_never_stand_in_each_others_
             job = shop.get(claim.job_id)
             assert job.attempt <= job.max_attempts
             assert len(job.attempts) == 1
+
+
+def finish_all(shop: Workshop, claims: list[Claimed]) -> list[Any]:
+    asked = [FinishRequest(shop.worker.caller, one.job_id, one.token, COMPLETED) for one in claims]
+    return shop.workers.finish_jobs(asked)
+
+
+def cancel_all(shop: Workshop, claims: list[Claimed]) -> list[Any]:
+    return shop.jobs.cancel_jobs([CancelRequest(shop.owner.caller, one.job_id, None) for one in claims])
+
+
+@pytest.mark.parametrize("end", [finish_all, cancel_all])
+def test_a_batch_takes_leases_in_the_order_in_which_heartbeats_lock_them(
+    shop: Workshop, pool: ThreadPoolExecutor, end: Callable[[Workshop, list[Claimed]], list[Any]]
+) -> None:
+    first, last = sorted([shop.job(), shop.job()])
+    # Not the order in which they lie in the table, nor that of the call.
+    claims = [shop.claim(last), shop.claim(first)]
+    lock = "SELECT FROM job_leases WHERE job_id = %s FOR UPDATE NOWAIT"
+    with connect(shop.world.database_url) as heartbeat:
+        with heartbeat.transaction():
+            heartbeat.execute(lock, (first,))
+            ending = pool.submit(end, shop, claims)
+            wait_until(lambda: shop.sql.execute(_WAITING).rowcount, 10, "the end that waits")
+            heartbeat.execute(lock, (last,))
+        results = ending.result(10)
+    assert not [one for one in results if isinstance(one, Exception)]

@@ -100,7 +100,7 @@ CASES = {
     ),
     "EndingStore.take": Case(lambda full, tx, n: tx.endings.take(_ids(full, n)), _JOBS, 1),
     "EndingStore.end": Case(_end, _JOBS | _LEASES, 2),
-    "EndingStore.revoke": Case(lambda full, tx, n: tx.endings.revoke(_ids(full, n)), _JOBS | _LEASES, 2),
+    "EndingStore.revoke": Case(lambda full, tx, n: tx.endings.revoke(_ids(full, n)), _JOBS | _LEASES, 3),
     "LeaseStore.report": Case(
         lambda full, tx, n: tx.leases.report([(one, {"percent": 1.5}) for one in full.tokens[:n]]), _JOBS, 2
     ),
