@@ -6,8 +6,9 @@ from uuid import UUID
 
 from jobs_service.model.errors import DependencyNotFound, DependencyNotSatisfiable, JobsError, RowLocked
 from jobs_service.model.job import JobStatus
-from jobs_service.model.states import ACTIVE
 from jobs_service.storage.database import Transaction
+
+_HOPELESS = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 @dataclass(slots=True)
@@ -43,14 +44,14 @@ class Waiting:
             self._statuses[job_id] = status
 
     def to_lock(self) -> set[UUID]:
-        """Those whose end must not come unseen while this job is being created."""
+        """Those that must not change unseen while this job is being created, nor be purged."""
         if self.refused or self.only_planned:
             return set()
-        # COMPLETED stays; what has failed refuses, or may be tried again at any moment.
+        # COMPLETED stays so, but once the row is purged nothing says that it was. What has failed refuses.
         return {
             job_id
             for job_id, status in self._statuses.items()
-            if status in ACTIVE or (self.keep_waiting and status is not JobStatus.COMPLETED)
+            if self.keep_waiting or status not in _HOPELESS
         }
 
     def decide(self, locked: dict[UUID, JobStatus], *, waited: bool) -> None:
@@ -60,7 +61,7 @@ class Waiting:
             return
         for job_id in self.depends_on if not self.refused else ():
             status = self._statuses[job_id] = locked.get(job_id, self._statuses[job_id])
-            if status in {JobStatus.FAILED, JobStatus.CANCELLED} and not self.keep_waiting:
+            if status in _HOPELESS and not self.keep_waiting:
                 self.refused = DependencyNotSatisfiable(job_id=job_id, status=status)
                 return
         unfinished = [each for each, status in self._statuses.items() if status is not JobStatus.COMPLETED]

@@ -156,6 +156,20 @@ def test_a_create_waits_for_an_end_and_then_needs_not_wait_any_more(
     assert graph.queued([result.job.job_id]) == {result.job.job_id}
 
 
+def test_a_dependency_that_is_completed_is_not_purged_while_its_dependant_is_being_created(
+    graph: Graph,
+) -> None:
+    completed, running = graph.new(), graph.new()
+    graph.end(completed)
+    with graph.world.database.transaction() as tx:
+        [result] = create_jobs(tx, [graph.request(completed, running)])
+        with graph.world.database.transaction() as purging:
+            assert purging.retention.lock([completed, running]) == []
+    graph.end(running)
+    assert isinstance(result, CreateResult)
+    assert graph.queued([result.job.job_id]) == {result.job.job_id}
+
+
 def test_a_dependant_that_is_being_tried_again_learns_of_an_end_in_between(
     graph: Graph, threads: ThreadPoolExecutor
 ) -> None:
