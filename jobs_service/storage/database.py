@@ -39,6 +39,7 @@ from jobs_service.storage.queue_figures import QueueFigures
 from jobs_service.storage.retention import Retention
 from jobs_service.storage.retry_store import RetryStore
 from jobs_service.storage.schema import SchemaReport, report
+from jobs_service.storage.unheard_ends import UnheardEnds
 from jobs_service.storage.watchdog import Watchdog
 from jobs_service.telemetry.metrics import DatabaseMetrics, Metrics
 
@@ -75,6 +76,7 @@ class Transaction:
         self.job_choice = JobChoice(connection)
         self.events = EventStore(connection)
         self.dependencies = DependencyStore(connection)
+        self.unheard_ends = UnheardEnds(connection)
         self.event_readers = EventReaders(connection)
         self.job_counts = JobCounts(connection)
         self.queue_figures = QueueFigures(connection)

@@ -28,6 +28,7 @@ from jobs_service.storage.dependency_store import PICKED, Ended
 from jobs_service.storage.event_store import Event
 from jobs_service.storage.job_insert import JobInsert
 from jobs_service.storage.job_store import RequestKey
+from jobs_service.storage.unheard_ends import NEWEST
 from tests.support import million
 from tests.support.million import HOT_DATASET, HOT_OWNER, RARE_DATASET, RARE_OWNER, VIEWERS
 from tests.support.plans import Plan, Planned, Scan, Statement, explained, sent
@@ -240,6 +241,12 @@ CASES = {
         lambda full, tx, n: tx.jobs.cancel(dict.fromkeys(full.active[:n], ("mi00007", None))),
         frozenset({"pk_jobs"}),
         1,
+    ),
+    "UnheardEnds.note": Case(
+        lambda _, tx, n: tx.unheard_ends.note(NEWEST, n),
+        _WAITS | {"pk_jobs", "ix_jobs_active_newest"},
+        # A job with ten dependencies reads each of them, and its row there.
+        21,
     ),
     "EventStore.append": Case(lambda full, tx, n: tx.events.append(_events(full, n)), frozenset(), 0),
     "AccessStore.standings": Case(lambda _, tx, n: tx.access.standings(_questions(n)), _ACCESS, 4),
