@@ -21,8 +21,11 @@ class Cancellation:
     reason: str | None
 
 
-def cancel_locked(tx: Transaction, cancellations: Sequence[Cancellation]) -> list[Job]:
-    """Cancel jobs that are locked and PENDING or RUNNING, each given once; returns them as they are then."""
+def cancel_locked(tx: Transaction, cancellations: Sequence[Cancellation], *, wait: bool) -> list[Job]:
+    """Cancel jobs that are locked and PENDING or RUNNING, each given once; returns them as they are then.
+
+    wait: for who fills the same places, see end_claims.follow_up.
+    """
     if not cancellations:
         return []
     moments = tx.jobs.cancel({each.job.job_id: (each.by.soeid, each.reason) for each in cancellations})
@@ -31,7 +34,7 @@ def cancel_locked(tx: Transaction, cancellations: Sequence[Cancellation]) -> lis
     job_ids = [each.job.job_id for each in cancellations]
     freed = tx.queue.remove(job_ids)
     revoked = tx.endings.revoke(job_ids)
-    follow_up(tx, ended=job_ids, freed=freed | revoked.limited)
+    follow_up(tx, ended=job_ids, freed=freed | revoked.limited, wait=wait)
     tx.news.revoked |= revoked.job_ids
     return cancelled
 

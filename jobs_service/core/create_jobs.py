@@ -75,7 +75,8 @@ def create_jobs(
 ) -> list[CreateResult | JobsError]:
     """Create the jobs asked for; see JobService.create_jobs.
 
-    wait: for who holds a job that one of them depends on; else that one is refused with RowLocked.
+    wait: for who holds a job that one of them depends on, else that one is refused with RowLocked, and for
+    who fills the same places.
     together: all or none; raises RefusedTogether, which the transaction must not survive. Only then may
     a request depend on others of the batch.
     """
@@ -92,14 +93,14 @@ def create_jobs(
     if together:
         _require_all(results)
     tx.events.append([_created_event(item) for item in items if item.inserted is not None])
-    _follow_up(tx, items)
+    _follow_up(tx, items, wait=wait)
     return results
 
 
-def _follow_up(tx: Transaction, items: Sequence[_Item]) -> None:
+def _follow_up(tx: Transaction, items: Sequence[_Item], *, wait: bool) -> None:
     """Give places to jobs of limited data sets, and note what can be claimed now."""
     held = {item.request.job.dataset_id for item in items if item.inserted and item.inserted.held}
-    tx.news.ready |= tx.places.fill(held)
+    tx.news.ready |= tx.places.fill(held, wait=wait)
     tx.news.ready |= {
         item.request.job.run_type for item in items if item.inserted and item.inserted.claimable
     }

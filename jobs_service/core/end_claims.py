@@ -12,8 +12,13 @@ from jobs_service.storage.ending_store import Ended
 from jobs_service.storage.event_store import Event
 
 
-def end_claims(tx: Transaction, endings: Sequence[Ending], actors: Mapping[UUID, Caller]) -> None:
-    """End the claims of jobs that are held, each given once; actors: who ends it, by job id."""
+def end_claims(
+    tx: Transaction, endings: Sequence[Ending], actors: Mapping[UUID, Caller], *, wait: bool
+) -> None:
+    """End the claims of jobs that are held, each given once; actors: who ends it, by job id.
+
+    wait: for who fills the same places, see follow_up.
+    """
     if not endings:
         return
     ended = tx.endings.end(endings)
@@ -23,6 +28,7 @@ def end_claims(tx: Transaction, endings: Sequence[Ending], actors: Mapping[UUID,
         back=[one.job.job_id for one in endings if one.will_retry],
         ended=[one.job.job_id for one in endings if not one.will_retry],
         freed={one.job.dataset_id for one in endings if ended[one.job.job_id].limited},
+        wait=wait,
     )
 
 
@@ -32,16 +38,18 @@ def follow_up(
     back: Collection[UUID] = (),
     ended: Collection[UUID] = (),
     freed: Collection[int] = (),
+    wait: bool,
 ) -> None:
     """Do what comes after jobs were changed, all of which are locked.
 
     back: now PENDING, and waiting for no other job; they enter the queue. ended: now terminal; their
-    dependants are told. freed: limited data sets in which places were freed.
+    dependants are told. freed: limited data sets in which places were freed. wait: for whoever fills
+    places of the same; else those are left to upkeep.
     """
     enqueued = tx.queue.enqueue(back)
     told = tell(tx, ended) if ended else None
     # Last, and once for all: whoever waits for places holds no others.
-    filled = tx.places.fill(enqueued.limited.union(freed, told.limited if told else ()))
+    filled = tx.places.fill(enqueued.limited.union(freed, told.limited if told else ()), wait=wait)
     tx.news.ready |= enqueued.run_types.union(filled, told.run_types if told else ())
 
 

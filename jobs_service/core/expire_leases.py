@@ -36,10 +36,10 @@ def expire_leases(tx: Transaction, *, since: datetime, limit: int) -> Swept:
     # Looked at again under the locks: a heartbeat may have renewed what was read before.
     expired = tx.leases.lock_overdue([*found.held, *found.rest], since=since)
     endings = [overdue(job, expired[job_id]) for job_id, job in found.held.items() if job_id in expired]
-    end_claims(tx, endings, {ending.job.job_id: SYSTEM for ending in endings})
+    end_claims(tx, endings, {ending.job.job_id: SYSTEM for ending in endings}, wait=False)
     # An older release has cancelled these, and knew of no lease.
     leftovers = tx.endings.revoke(found.rest & expired.keys())
-    follow_up(tx, freed=leftovers.limited)
+    follow_up(tx, freed=leftovers.limited, wait=False)
     tx.news.revoked |= {ending.job.job_id for ending in endings}
     dealt_with = len(endings) + len(leftovers.job_ids)
     return Swept(tuple(ending.outcome for ending in endings), more=dealt_with == limit)

@@ -56,7 +56,7 @@ def _end(tx: Transaction, requests: Sequence[FinishRequest], *, wait: bool) -> N
         if job is not None and job.lease_token == request.lease_token and job.job_id not in endings:
             endings[job.job_id] = ending(job, request.outcome)
             actors[job.job_id] = request.caller
-    end_claims(tx, list(endings.values()), actors)
+    end_claims(tx, list(endings.values()), actors, wait=wait)
 
 
 def _answer(

@@ -181,7 +181,8 @@ class JobService:
                     results.append(job)
                 except JobsError as refusal:
                     results.append(refusal)
-            cancelled = {job.job_id: job for job in cancel_locked(tx, list(winners.values()))}
+            changed = cancel_locked(tx, list(winners.values()), wait=wait)
+            cancelled = {job.job_id: job for job in changed}
         self._signals.tell(tx.news)
         return [cancelled[result.job_id] if isinstance(result, Job) else result for result in results]
 

@@ -46,7 +46,7 @@ class Orphans:
             if not job_ids and deleted.is_over:
                 tx.deleted_datasets.remove(deleted)
             cancellations = _cancellations(tx, deleted, job_ids) if job_ids else []
-            cancel_locked(tx, cancellations)
+            cancel_locked(tx, cancellations, wait=False)
         self._signals.tell(tx.news)
         return len(job_ids) == PORTION and bool(cancellations)
 

@@ -124,5 +124,6 @@ def _retry(
             for job_id, request in winners.items()
         ]
     )
-    follow_up(tx, back=[job_id for job_id in winners if not needs.waits(job_id)], freed=freed)
+    back = [job_id for job_id in winners if not needs.waits(job_id)]
+    follow_up(tx, back=back, freed=freed, wait=needs.waited)
     return retried

@@ -20,6 +20,8 @@ _LOCK = (
     .order_by(dataset_limits.c.dataset_id)
     .with_for_update()
 )
+_LOCK_FREE = _LOCK.with_for_update(skip_locked=True)
+_LIMITED = select(dataset_limits.c.dataset_id).where(dataset_limits.c.dataset_id == func.any(_dataset_ids))
 _running = (
     select(func.count())
     .where(job_leases.c.dataset_id == _asked.c.dataset_id, job_leases.c.limited)
@@ -127,18 +129,31 @@ class Places:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def fill(self, dataset_ids: Collection[int]) -> frozenset[RunType]:
+    def fill(self, dataset_ids: Collection[int], *, wait: bool = True) -> frozenset[RunType]:
         """Give the free places of these data sets to the next of their jobs; returns those jobs' run types.
 
-        Waits for whoever is filling the same. Lock the jobs that are to be changed before, never after.
+        wait: for whoever is filling the same, which raises RowLocked after the lock limit; else that data
+        set is left to upkeep/fill_places.py. Lock the jobs that are to be changed before, never after.
         """
+        if not wait:
+            dataset_ids = self._free(dataset_ids)
         if not dataset_ids:
             return frozenset()
         parameters = {"dataset_ids": sorted(dataset_ids)}
-        self._connection.execute(_LOCK, parameters)
+        if wait:
+            self._connection.execute(_LOCK, parameters)
         # A statement of its own: only what begins after the lock sees what its last holder has done.
         filled = self._connection.execute(_FILL, {**parameters, "portion": _PORTION})
         return frozenset(RunType(run_type) for run_type in filled.scalars())
+
+    def _free(self, dataset_ids: Collection[int]) -> set[int]:
+        """Lock the limits that nobody else holds; returns their data sets, and those that have no limit."""
+        if not dataset_ids:
+            return set()
+        parameters = {"dataset_ids": sorted(dataset_ids)}
+        locked = set(self._connection.execute(_LOCK_FREE, parameters).scalars())
+        limited = set(self._connection.execute(_LIMITED, parameters).scalars())
+        return set(dataset_ids) - (limited - locked)
 
     def relabel(self, dataset_id: int) -> None:
         """Hold all waiting jobs of a data set that has a limit now, and let go those of one that has none.

@@ -4,6 +4,7 @@ from jobs_service.core.dependants import work_off
 from jobs_service.core.signals import Signals
 from jobs_service.storage.database import Database
 from jobs_service.storage.dependency_store import FIRST
+from jobs_service.upkeep.fill_places import fill
 
 
 class TellDependants:
@@ -22,10 +23,10 @@ class TellDependants:
         """Work off one portion; False: a round is over in which all that was left was held by others."""
         with self._database.transaction() as tx:
             done = work_off(tx, after=self._after)
-            run_types = done.told.run_types | tx.places.fill(done.told.limited)
-        self._signals.ready.tell(run_types)
+        self._signals.ready.tell(done.told.run_types)
         self._after = done.after
         self._progress |= done.progress
+        fill(self._database, self._signals, done.told.limited)
         if self._after != FIRST:
             return True
         again, self._progress = self._progress, False

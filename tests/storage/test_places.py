@@ -2,17 +2,24 @@
 
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from uuid import UUID
 
+import pytest
+
 from jobs_service.core.signals import Signals
+from jobs_service.model.caller import Level
 from jobs_service.model.job import RunType
+from jobs_service.model.requests import CancelRequest
+from jobs_service.model.work import FinishRequest
 from jobs_service.upkeep.fill_places import FillPlaces
 from jobs_service.upkeep.promote_jobs import PromoteJobs
 from tests.support.postgres import connect
 from tests.support.queued import claim_request, claimed, claimed_ids, flood, limit, queue
 from tests.support.service import wait_until
+from tests.support.work import COMPLETED, Claimed, Workshop
 from tests.support.world import World
 
 
@@ -217,3 +224,42 @@ def test_limits_hold_while_jobs_are_claimed_ended_and_cancelled_at_once(stored_w
     assert max(running for running, _ in seen) == most
     assert queue(world) == {}
     assert world.sql.execute("SELECT count(*) FROM job_leases").fetchone() == (0,)
+
+
+def finish_all(shop: Workshop, claims: list[Claimed]) -> list[object]:
+    asked = [FinishRequest(shop.worker.caller, one.job_id, one.token, COMPLETED) for one in claims]
+    return [*shop.workers.finish_jobs(asked)]
+
+
+def cancel_all(shop: Workshop, claims: list[Claimed]) -> list[object]:
+    return [*shop.jobs.cancel_jobs([CancelRequest(shop.owner.caller, one.job_id, None) for one in claims])]
+
+
+def sweep_all(shop: Workshop, claims: list[Claimed]) -> list[object]:
+    for claim in claims:
+        shop.age(claim)
+    assert shop.sweep().taken_back == len(claims)
+    return []
+
+
+@pytest.mark.parametrize("end_all", [finish_all, cancel_all, sweep_all])
+def test_who_holds_the_limit_of_a_data_set_keeps_no_job_from_ending(
+    stored_world: World, end_all: Callable[[Workshop, list[Claimed]], list[object]]
+) -> None:
+    shop = Workshop(stored_world)
+    other = stored_world.dataset()
+    stored_world.access.grant(shop.owner.soeid, other, Level.WRITE)
+    limit(stored_world, shop.dataset_id, 1)
+    claims = [shop.running(attempts=1), shop.running(attempts=1, dataset_id=other)]
+    stored_world.sql.execute("UPDATE job_leases SET limited = dataset_id <> %s", (other,))
+    waiting = shop.job()
+    with connect(stored_world.database_url) as filling, filling.transaction():
+        filling.execute("SELECT FROM dataset_limits FOR UPDATE")
+        results = end_all(shop, claims)
+    assert not [one for one in results if isinstance(one, Exception)]
+    for claim in claims:
+        assert shop.get(claim.job_id).end_time is not None
+    # Nobody has given the place to the next, until upkeep does.
+    assert unheld(stored_world) == []
+    FillPlaces(stored_world.database, Signals()).run_once()
+    assert unheld(stored_world) == [waiting]
