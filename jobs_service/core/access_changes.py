@@ -90,6 +90,7 @@ class AccessChanges:
             before = _dataset(tx, dataset_id)
             if before.max_running == max_running:
                 return Changed(before, changed=False)
+            tx.places.keep_running(dataset_id)
             tx.access.set_limit(dataset_id, max_running)
             tx.places.relabel(dataset_id)
             filled = tx.places.fill([dataset_id])

@@ -93,11 +93,17 @@ _RELABEL_QUEUE = (
     .where(job_queue.c.job_id == _mislabelled.c.job_id)
     .values(limited=_is_limited, held=_is_limited)
 )
+_KEEP_RUNNING = (
+    select(job_leases.c.job_id)
+    .where(job_leases.c.dataset_id == _dataset_id)
+    .order_by(job_leases.c.job_id)
+    .with_for_update()
+)
 _running_of_one = (
     select(job_leases.c.job_id)
     .where(job_leases.c.dataset_id == _dataset_id, job_leases.c.limited != _is_limited)
-    .order_by(job_leases.c.job_id)
-    .with_for_update()
+    # What was claimed since those that ran were locked, and somebody is ending, needs no label.
+    .with_for_update(skip_locked=True)
     .cte("running")
 )
 _RELABEL_LEASES = (
@@ -154,6 +160,14 @@ class Places:
         locked = set(self._connection.execute(_LOCK_FREE, parameters).scalars())
         limited = set(self._connection.execute(_LIMITED, parameters).scalars())
         return set(dataset_ids) - (limited - locked)
+
+    def keep_running(self, dataset_id: int) -> None:
+        """Let none of the data set's claims end until the transaction does.
+
+        For the transaction that will change the limit, before it does: whoever ends a claim has the lease
+        when it comes to the limit.
+        """
+        self._connection.execute(_KEEP_RUNNING, {"labelled_dataset_id": dataset_id})
 
     def relabel(self, dataset_id: int) -> None:
         """Hold all waiting jobs of a data set that has a limit now, and let go those of one that has none.

@@ -144,7 +144,7 @@ CASES = {
     "Places.unfilled": Case(lambda _, tx, n: tx.places.unfilled(), 40, 80),
 }
 _LITERAL = r"__\\\[POSTCOMPILE_\w+\\\]"
-BY_HAND = {"Places.relabel"}
+BY_HAND = {"Places.relabel", "Places.keep_running"}
 """What only the command line sends."""
 BY_LEASES = {"Places.label_leases"}
 """What reads the leases, all of them: jobs that run, thousands at most."""

@@ -263,3 +263,19 @@ def test_who_holds_the_limit_of_a_data_set_keeps_no_job_from_ending(
     assert unheld(stored_world) == []
     FillPlaces(stored_world.database, Signals()).run_once()
     assert unheld(stored_world) == [waiting]
+
+
+def test_a_change_of_the_limit_waits_for_the_end_of_a_claim_before_it_holds_the_limit(
+    stored_world: World,
+) -> None:
+    shop = Workshop(stored_world)
+    limit(stored_world, shop.dataset_id, 1)
+    claim = shop.running()
+    waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with ThreadPoolExecutor(1) as thread:
+        with connect(stored_world.database_url) as ending, ending.transaction():
+            ending.execute("DELETE FROM job_leases WHERE job_id = %s", (claim.job_id,))
+            changing = thread.submit(stored_world.access.set_limit, shop.dataset_id, 2)
+            wait_until(lambda: stored_world.sql.execute(waits).rowcount, 10, "the change that waits")
+            ending.execute("SELECT FROM dataset_limits FOR UPDATE NOWAIT")
+        assert changing.result(10).now.max_running == 2
