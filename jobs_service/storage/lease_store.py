@@ -170,9 +170,11 @@ _NOW = select(func.statement_timestamp())
 _calm_since = func.greatest(
     func.pg_postmaster_start_time(), bindparam("since", type_=DateTime(timezone=True))
 )
+# No lease lasts longer than its job may run, whatever was asked for.
+_lasts = func.least(job_leases.c.lease_duration, job_leases.c.run_deadline - job_leases.c.start_time)
 # Who could send no heartbeat for want of a service or a database has a lease's time to come back.
 _is_overdue = (job_leases.c.lease_expire_time <= func.statement_timestamp()) & (
-    job_leases.c.lease_duration <= func.statement_timestamp() - _calm_since
+    _lasts <= func.statement_timestamp() - _calm_since
 )
 _CANDIDATES = (
     select(job_leases.c.job_id)

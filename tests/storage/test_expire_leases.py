@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs_service.model.job import JobStatus
+from jobs_service.model.job import AttemptOutcome, JobStatus
 from jobs_service.storage.driver_errors import UnexpectedDatabaseError
 from jobs_service.telemetry.metrics import Metrics
 from jobs_service.upkeep.expire_leases import ExpireLeases
@@ -63,6 +63,21 @@ def test_after_a_start_a_lease_gets_its_time_once_more_and_is_counted_when_it_is
         if sample.name.endswith("_total")
     }
     assert counted == {"LEASE_EXPIRED": 1, "RUN_TIMED_OUT": 0}
+
+
+def test_after_a_start_a_lease_that_run_timeout_cuts_short_gets_no_more_than_that(shop: Workshop) -> None:
+    claim = expired(shop, "20 h")
+    shop.sql.execute(
+        """UPDATE job_leases SET start_time = now() - interval '3 s', run_deadline = now() - interval '2 s',
+                  lease_expire_time = now() - interval '2 s' WHERE job_id = %s""",
+        (claim.job_id,),
+    )
+    sweep = duty(shop)
+    sweep.run_once()
+    assert is_running(shop, claim)
+    wait_until(lambda: sweep.run_once() or not is_running(shop, claim), 20, "the job is taken back")
+    [attempt] = shop.get(claim.job_id).attempts
+    assert attempt.outcome is AttemptOutcome.RUN_TIMED_OUT
 
 
 def test_after_a_failure_a_lease_gets_its_time_once_more(shop: Workshop) -> None:
