@@ -84,12 +84,18 @@ def require_known(caller: Caller, standing: Standing) -> None:
 def require_worker(caller: Caller, role: Role | None) -> None:
     """Check that the caller may work on jobs at all, and does so for itself.
 
-    role: the caller's. Raises CallerUnknown, RoleRequired.
+    role: the caller's. Raises CallerUnknown, RoleRequired, UserNotFound: only a worker learns who exists.
     """
     if role is None:
         raise CallerUnknown(user_soeid=caller.soeid)
-    if role not in WORKERS or caller.on_behalf_of is not None:
+    if role not in WORKERS:
         raise RoleRequired(required_role=Role.SERVICE.value)
+    if caller.on_behalf_of is None:
+        return
+    if caller.on_behalf_of.user_id is None:
+        raise UserNotFound(user_soeid=caller.subject_soeid)
+    # The call has the permissions of a user then, and no user works.
+    raise RoleRequired(required_role=Role.SERVICE.value)
 
 
 def require_work(
@@ -97,7 +103,7 @@ def require_work(
 ) -> frozenset[RunType]:
     """Return those of the run types asked for that the caller may work on.
 
-    Raises CallerUnknown, RoleRequired, which names a run type where none of them is granted.
+    Raises CallerUnknown, UserNotFound, RoleRequired, which names a run type where none of them is granted.
     """
     require_worker(caller, role)
     allowed = frozenset(asked) if role is Role.ADMIN else frozenset(asked) & frozenset(granted)

@@ -13,18 +13,16 @@ from jobs_service.model.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
     InternalError,
-    InvalidRequest,
     JobsError,
     Overloaded,
     RoleRequired,
     ShuttingDown,
-    Violation,
+    UserNotFound,
 )
 from jobs_service.model.work import ClaimRequest, ClaimResult, FinishRequest, FinishResult
 from jobs_service.transport import call as calls
 from jobs_service.transport import worker_requests as requests
 from jobs_service.transport import worker_responses as responses
-from jobs_service.transport.auth import ON_BEHALF_OF
 from jobs_service.transport.call import Call
 from jobs_service.transport.jobs_servicer import LARGE_BYTES
 from jobs_service.transport.worker_operations import WorkerOperations
@@ -39,6 +37,7 @@ _MOST_WAITING_BYTES = 128 * 1024
 _OF_THE_CALL = (
     CallerUnknown,
     RoleRequired,
+    UserNotFound,
     Overloaded,
     ShuttingDown,
     DatabaseUnavailable,
@@ -58,7 +57,7 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         self, request: workers_pb2.ClaimJobsRequest, context: Any
     ) -> workers_pb2.ClaimJobsResponse:
         """Give jobs to a worker."""
-        call, caller = _current(context)
+        call, caller = calls.current_with_caller()
         asked, wait = requests.claim_request(caller, request)
         result = await self._operations.claim(asked, wait, call)
         # From here to the last byte of the answer: who does not get it has none of the jobs.
@@ -77,7 +76,7 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         self, request: workers_pb2.HeartbeatJobsRequest, context: Any
     ) -> workers_pb2.HeartbeatJobsResponse:
         """Renew leases."""
-        call, caller = _current(context)
+        call, caller = calls.current_with_caller()
         size = request.ByteSize()
         asked, wait = await _converted(size, partial(requests.heartbeat_request, caller, request))
         if size > _MOST_WAITING_BYTES:
@@ -105,7 +104,7 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         self, request: workers_pb2.FinishJobsRequest, context: Any
     ) -> workers_pb2.FinishJobsResponse:
         """Note how many claims ended."""
-        call, caller = _current(context)
+        call, caller = calls.current_with_caller()
         finishes = await _converted(request.ByteSize(), partial(requests.finish_requests, caller, request))
         outcomes = await self._operations.finish_all(finishes, call)
         results = [_result(outcome, call) for outcome in outcomes]
@@ -121,17 +120,10 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         convert: Callable[[Caller, Any], FinishRequest],
         answer: Callable[[FinishResult], T],
     ) -> T:
-        call, caller = _current(context)
+        call, caller = calls.current_with_caller()
         finish = await _converted(request.ByteSize(), partial(convert, caller, request))
         result = await self._operations.finish(finish, call)
         return await _converted(result.job.payload_bytes, partial(answer, result))
-
-
-def _current(context: Any) -> tuple[Call, Caller]:
-    """Return the running call and who calls, for nobody else. Raises InvalidRequest."""
-    if any(key == ON_BEHALF_OF for key, _ in context.invocation_metadata() or ()):
-        raise InvalidRequest([Violation(ON_BEHALF_OF, "is not taken by WorkersService")])
-    return calls.current_with_caller()
 
 
 def _result(outcome: FinishResult | Exception, call: Call) -> FinishResult | JobsError:

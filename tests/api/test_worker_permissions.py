@@ -83,6 +83,35 @@ def test_without_credentials_nobody_is_let_in(work_world: World, rpc: str) -> No
     assert answer(call_of(worker, rpc, lease_of_nobody())) == MISSING
 
 
+def on_behalf_of(world: World, sender: User, soeid: str) -> WorkerClient:
+    worker = world.worker(user=sender)
+    worker.metadata += (("x-on-behalf-of", soeid),)
+    return worker
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize("role", Role)
+def test_nobody_works_on_behalf_of_anybody(work_world: World, rpc: str, role: Role) -> None:
+    sender, _, lease = held(work_world)
+    work_world.access.put_user(sender.soeid, role)
+    before = work_world.client(work_world.user(Role.ADMIN)).get(lease.job_id)
+    for subject in (work_world.user(), work_world.service_user(), work_world.user(Role.ADMIN)):
+        worker = on_behalf_of(work_world, sender, subject.soeid)
+        assert answer(call_of(worker, rpc, lease)) == ROLE_REQUIRED
+    nobody = on_behalf_of(work_world, sender, "zz99999")
+    refusal = ROLE_REQUIRED if role is Role.USER else "NOT_FOUND USER_NOT_FOUND user_soeid=zz99999"
+    assert answer(call_of(nobody, rpc, lease)) == refusal
+    assert work_world.client(work_world.user(Role.ADMIN)).get(lease.job_id) == before
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+def test_who_names_itself_in_the_header_works_as_without_it(work_world: World, rpc: str) -> None:
+    user, _, lease = held(work_world)
+    work_world.access.grant_run_type(user.soeid, RunType.SAMPLING)
+    worker = on_behalf_of(work_world, user, user.soeid.upper())
+    assert answer(call_of(worker, rpc, lease)) in {"OK", "lease_expire_time"}
+
+
 @pytest.mark.parametrize("role", [Role.SERVICE, Role.ADMIN])
 @pytest.mark.parametrize("granted", [(), (RunType.IMPORT,), (RunType.SAMPLING,)], ids=str)
 def test_a_claim_needs_the_run_type_or_an_admin(

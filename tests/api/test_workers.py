@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from jobs.v1 import errors_pb2, jobs_pb2, workers_pb2
-from jobs_service.model.caller import Level, Role
+from jobs_service.model.caller import Level
 from jobs_service.model.job import RunType
 from tests.support.client import Client, WorkerClient, lease_of, refused
 from tests.support.service import ServiceProcess
@@ -236,18 +236,6 @@ def test_a_cancelled_job_is_told_in_the_next_heartbeat_and_its_result_is_refused
     with refused("FAILED_PRECONDITION", "LEASE_LOST") as refusal:
         place.worker.complete(claim)
     assert refusal.it.metadata["status"] == "CANCELLED"
-
-
-@pytest.mark.parametrize("rpc", RPCS)
-@pytest.mark.parametrize("subject", ["itself", "another", "nobody", "no SOEID"])
-def test_nobody_calls_on_behalf_of_others_here(place: Place, rpc: str, subject: str) -> None:
-    admin = place.world.user(Role.ADMIN)
-    names = {"itself": admin.soeid, "another": place.world.user().soeid, "nobody": "zz00000"}
-    worker = place.world.worker(user=admin)
-    request = getattr(workers_pb2, f"{rpc}Request")()
-    with refused("INVALID_ARGUMENT", "INVALID_FIELD") as refusal:
-        worker.work(rpc, request, metadata=(("x-on-behalf-of", names.get(subject, "?")),))
-    assert refusal.it.metadata["field"] == "x-on-behalf-of"
 
 
 def test_no_token_stands_in_the_log(place: Place, work_service: tuple[str, ServiceProcess]) -> None:

@@ -42,8 +42,9 @@ class WorkersServiceStub:
     as the job exists: it writes nothing more, and gets the same answer, with the job as it is by then. The first of two
     different results stands.
 
-    Callers have the role "service", and for ClaimJobs the run type granted; or the role "admin". x-on-behalf-of is not
-    taken here: INVALID_FIELD. How callers are known and how errors look is as in JobsService.
+    Callers have the role "service", and for ClaimJobs the run type granted; or the role "admin". A call that is made on
+    behalf of somebody else has the permissions of a user, and so is ROLE_REQUIRED. How callers are known and how errors
+    look is as in JobsService.
     """
 
     @_typing.overload
@@ -64,8 +65,9 @@ class WorkersServiceStub:
 
     Errors:
       - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or none of the run types is
-        granted to it.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, none of the run types is granted
+        to it, or it calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
       - RESOURCE_EXHAUSTED TOO_MANY_WAITERS: too many calls wait for jobs already.
       - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
@@ -83,7 +85,8 @@ class WorkersServiceStub:
 
     Errors:
       - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
       - RESOURCE_EXHAUSTED TOO_MANY_WAITERS: too many calls wait already.
       - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
@@ -100,7 +103,8 @@ class WorkersServiceStub:
       - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
       - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: output_summary is larger than its limit.
       - NOT_FOUND JOB_NOT_FOUND: there is no such job, or it is none of the caller's run types.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - FAILED_PRECONDITION LEASE_LOST: the token does not own the job (any more), or has ended its claim by another
         call; nothing was written.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
@@ -136,7 +140,8 @@ class WorkersServiceStub:
       - INVALID_ARGUMENT INVALID_FIELD: there is no item or more than 1,000; a field of one is missing, malformed or
         outside its range. Nothing was done.
       - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: an output_summary is larger than its limit. Nothing was done.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
       - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
       - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: repeat the call.
@@ -161,8 +166,9 @@ class WorkersServiceAsyncStub(WorkersServiceStub):
     as the job exists: it writes nothing more, and gets the same answer, with the job as it is by then. The first of two
     different results stands.
 
-    Callers have the role "service", and for ClaimJobs the run type granted; or the role "admin". x-on-behalf-of is not
-    taken here: INVALID_FIELD. How callers are known and how errors look is as in JobsService.
+    Callers have the role "service", and for ClaimJobs the run type granted; or the role "admin". A call that is made on
+    behalf of somebody else has the permissions of a user, and so is ROLE_REQUIRED. How callers are known and how errors
+    look is as in JobsService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -180,8 +186,9 @@ class WorkersServiceAsyncStub(WorkersServiceStub):
 
     Errors:
       - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or none of the run types is
-        granted to it.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, none of the run types is granted
+        to it, or it calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
       - RESOURCE_EXHAUSTED TOO_MANY_WAITERS: too many calls wait for jobs already.
       - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
@@ -199,7 +206,8 @@ class WorkersServiceAsyncStub(WorkersServiceStub):
 
     Errors:
       - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
       - RESOURCE_EXHAUSTED TOO_MANY_WAITERS: too many calls wait already.
       - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
@@ -216,7 +224,8 @@ class WorkersServiceAsyncStub(WorkersServiceStub):
       - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
       - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: output_summary is larger than its limit.
       - NOT_FOUND JOB_NOT_FOUND: there is no such job, or it is none of the caller's run types.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - FAILED_PRECONDITION LEASE_LOST: the token does not own the job (any more), or has ended its claim by another
         call; nothing was written.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
@@ -252,7 +261,8 @@ class WorkersServiceAsyncStub(WorkersServiceStub):
       - INVALID_ARGUMENT INVALID_FIELD: there is no item or more than 1,000; a field of one is missing, malformed or
         outside its range. Nothing was done.
       - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: an output_summary is larger than its limit. Nothing was done.
-      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+      - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+      - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
       - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
       - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
       - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: repeat the call.
@@ -276,8 +286,9 @@ class WorkersServiceServicer(metaclass=_abc_1.ABCMeta):
     as the job exists: it writes nothing more, and gets the same answer, with the job as it is by then. The first of two
     different results stands.
 
-    Callers have the role "service", and for ClaimJobs the run type granted; or the role "admin". x-on-behalf-of is not
-    taken here: INVALID_FIELD. How callers are known and how errors look is as in JobsService.
+    Callers have the role "service", and for ClaimJobs the run type granted; or the role "admin". A call that is made on
+    behalf of somebody else has the permissions of a user, and so is ROLE_REQUIRED. How callers are known and how errors
+    look is as in JobsService.
     """
 
     @_abc_1.abstractmethod
@@ -299,8 +310,9 @@ class WorkersServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
           - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
-          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or none of the run types is
-            granted to it.
+          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, none of the run types is granted
+            to it, or it calls on behalf of somebody.
+          - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
           - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
           - RESOURCE_EXHAUSTED TOO_MANY_WAITERS: too many calls wait for jobs already.
           - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
@@ -324,7 +336,8 @@ class WorkersServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
           - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
-          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+          - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
           - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
           - RESOURCE_EXHAUSTED TOO_MANY_WAITERS: too many calls wait already.
           - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
@@ -347,7 +360,8 @@ class WorkersServiceServicer(metaclass=_abc_1.ABCMeta):
           - INVALID_ARGUMENT INVALID_FIELD: a field is missing, malformed or outside its range.
           - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: output_summary is larger than its limit.
           - NOT_FOUND JOB_NOT_FOUND: there is no such job, or it is none of the caller's run types.
-          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+          - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
           - FAILED_PRECONDITION LEASE_LOST: the token does not own the job (any more), or has ended its claim by another
             call; nothing was written.
           - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
@@ -401,7 +415,8 @@ class WorkersServiceServicer(metaclass=_abc_1.ABCMeta):
           - INVALID_ARGUMENT INVALID_FIELD: there is no item or more than 1,000; a field of one is missing, malformed or
             outside its range. Nothing was done.
           - INVALID_ARGUMENT PAYLOAD_TOO_LARGE: an output_summary is larger than its limit. Nothing was done.
-          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin.
+          - PERMISSION_DENIED ROLE_REQUIRED: the caller is neither a service nor an admin, or calls on behalf of somebody.
+          - NOT_FOUND USER_NOT_FOUND: no user has the SOEID in x-on-behalf-of.
           - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
           - RESOURCE_EXHAUSTED OVERLOADED: too much work at the moment; nothing was done, try again later.
           - UNAVAILABLE DATABASE_UNAVAILABLE, SHUTTING_DOWN: repeat the call.
