@@ -1,7 +1,7 @@
 """Calls about many jobs: their requests made into what the core is asked, and its results into answers."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from uuid import UUID
 
 from jobs.v1 import jobs_pb2
@@ -9,12 +9,13 @@ from jobs_service.core.batches import check_entries
 from jobs_service.core.validation import (
     MAX_BATCH,
     MAX_CANCEL_REASON,
+    MAX_VIOLATIONS,
     check_text,
     check_uuid,
     refuse_any,
 )
 from jobs_service.model.caller import Caller
-from jobs_service.model.errors import JobsError, Violation
+from jobs_service.model.errors import InvalidRequest, JobsError, PayloadTooLarge, Violation
 from jobs_service.model.job import Job, JobView
 from jobs_service.model.requests import (
     BatchCancelRequest,
@@ -37,13 +38,31 @@ def create_requests(
     """Return the jobs asked for. Raises InvalidRequest, PayloadTooLarge, RequestIdConflict."""
     refuse_any(_check_count("requests", len(request.requests)))
     wanted: list[CreateRequest] = []
+    wrong: list[InvalidRequest] = []
     for index, entry in enumerate(request.requests):
         try:
             wanted.append(requests.create_request(caller, entry, traceparent, place=index))
-        except JobsError as refusal:
-            raise refusal.in_entry(index) from None
+        except PayloadTooLarge as refusal:
+            # Named alone, or not at all: it has a reason of its own.
+            if not wrong:
+                raise refusal.in_entry(index) from None
+            break
+        except InvalidRequest as refusal:
+            wrong.append(refusal.in_entry(index))
+            if len(wrong) == MAX_VIOLATIONS:
+                break
+    if wrong:
+        raise _together(wrong)
     check_entries(wanted)
     return wanted
+
+
+def _together(wrong: Sequence[InvalidRequest]) -> InvalidRequest:
+    """What is wrong with all these entries, as much of it as is ever told. Metadata: of the first."""
+    violations = chain.from_iterable(refusal.violations for refusal in wrong)
+    together = InvalidRequest(list(islice(violations, MAX_VIOLATIONS)))
+    together.metadata = wrong[0].metadata
+    return together
 
 
 def create_response(results: Sequence[CreateResult]) -> jobs_pb2.BatchCreateJobsResponse:

@@ -62,6 +62,23 @@ def test_one_entry_that_is_refused_spoils_them_all_and_is_named(
     assert world.counts() == before
 
 
+def test_what_is_wrong_with_all_entries_is_told_at_once(client: Client, dataset: int) -> None:
+    wrong = {"dataset_id": dataset, "priority": 101, "request_id": "x"}
+    large = {"dataset_id": dataset, "run_parameters": {"file_path": "x" * (256 * 1024)}}
+    good = {"dataset_id": dataset}
+    with refused("INVALID_ARGUMENT", "INVALID_FIELD") as several:
+        client.batch_create([good, wrong, good, {"dataset_id": dataset, "max_attempts": 0}, large, wrong])
+    assert set(several.it.violations) == {
+        "requests[1].priority",
+        "requests[1].request_id",
+        "requests[3].max_attempts",
+    }
+    assert several.it.metadata == {"field": "requests[1].priority", "limit": "100", "index": "1"}
+    with refused("INVALID_ARGUMENT", "INVALID_FIELD") as many:
+        client.batch_create([wrong] * 1000)
+    assert len(many.it.violations) == 20
+
+
 def test_parameters_of_an_entry_that_are_too_large_are_refused_with_its_place(
     client: Client, dataset: int
 ) -> None:

@@ -182,9 +182,9 @@ class JobsServiceStub:
     """Creates up to 1,000 jobs, all of them or none, in the order of the requests.
 
     Each entry may wait for earlier entries of the same call (depends_on_indexes), so that a whole graph is one
-    call. An error names the first entry that was refused: its metadata holds "index", and the fields of
-    INVALID_ARGUMENT begin with "requests[<index>].". Each entry may have a request_id of its own; repeating the
-    whole call then answers the jobs made by the first one.
+    call. An error names the first entry that was refused: its metadata holds "index". The fields of
+    INVALID_ARGUMENT, which may be of further entries too, begin with "requests[<index>].". Each entry may have a
+    request_id of its own; repeating the whole call then answers the jobs made by the first one.
 
     Permission: as CreateJob, for each entry.
 
@@ -395,9 +395,9 @@ class JobsServiceAsyncStub(JobsServiceStub):
     """Creates up to 1,000 jobs, all of them or none, in the order of the requests.
 
     Each entry may wait for earlier entries of the same call (depends_on_indexes), so that a whole graph is one
-    call. An error names the first entry that was refused: its metadata holds "index", and the fields of
-    INVALID_ARGUMENT begin with "requests[<index>].". Each entry may have a request_id of its own; repeating the
-    whole call then answers the jobs made by the first one.
+    call. An error names the first entry that was refused: its metadata holds "index". The fields of
+    INVALID_ARGUMENT, which may be of further entries too, begin with "requests[<index>].". Each entry may have a
+    request_id of its own; repeating the whole call then answers the jobs made by the first one.
 
     Permission: as CreateJob, for each entry.
 
@@ -647,9 +647,9 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates up to 1,000 jobs, all of them or none, in the order of the requests.
 
         Each entry may wait for earlier entries of the same call (depends_on_indexes), so that a whole graph is one
-        call. An error names the first entry that was refused: its metadata holds "index", and the fields of
-        INVALID_ARGUMENT begin with "requests[<index>].". Each entry may have a request_id of its own; repeating the
-        whole call then answers the jobs made by the first one.
+        call. An error names the first entry that was refused: its metadata holds "index". The fields of
+        INVALID_ARGUMENT, which may be of further entries too, begin with "requests[<index>].". Each entry may have a
+        request_id of its own; repeating the whole call then answers the jobs made by the first one.
 
         Permission: as CreateJob, for each entry.
 
