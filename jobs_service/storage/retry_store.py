@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import Connection, Uuid, bindparam, func, select, update
+from sqlalchemy import Connection, Uuid, bindparam, case, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from jobs_service.model.job import JobStatus
@@ -26,7 +26,10 @@ _RETRY = (
         max_attempts=func.least(jobs.c.max_attempts + jobs.c.attempt_budget, MAX_TOTAL_ATTEMPTS),
         version=jobs.c.version + 1,
         update_time=_moment,
-        available_time=_moment,
+        # One that was never claimed may be waiting for its start_delay.
+        available_time=case(
+            (jobs.c.claims == 0, func.greatest(jobs.c.available_time, _moment)), else_=_moment
+        ),
         releases=0,
         lease_token=None,
         end_time=None,

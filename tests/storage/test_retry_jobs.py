@@ -1,6 +1,7 @@
 """RetryJob: who may, what it needs, and what of the job goes on."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -41,6 +42,23 @@ def failed(shop: Workshop, **fields: int) -> Claimed:
 def is_queued(shop: Workshop, job: Job) -> bool:
     found = shop.sql.execute("SELECT ready FROM job_queue WHERE job_id = %s", (job.job_id,)).fetchone()
     return found == (True,)
+
+
+def test_a_job_that_was_never_claimed_still_waits_for_its_start(shop: Workshop) -> None:
+    told: list[RunType] = []
+    start = datetime.now(UTC) + timedelta(hours=1)
+    job_id = shop.job(available_time=start)
+    shop.cancel(job_id)
+    shop.signals.ready.subscribe(told.extend)
+    job = shop.retry(job_id)
+    assert isinstance(job, Job)
+    assert (job.status, job.available_time) == (JobStatus.PENDING, start)
+    assert (is_queued(shop, job), told) == (False, [])
+    shop.sql.execute("UPDATE jobs SET claims = 1 WHERE job_id = %s", (job_id,))
+    shop.cancel(job_id)
+    again = shop.retry(job_id)
+    assert isinstance(again, Job)
+    assert again.available_time == again.update_time
 
 
 def test_a_failed_job_begins_anew_where_its_attempts_were(shop: Workshop) -> None:

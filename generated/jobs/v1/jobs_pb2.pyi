@@ -254,7 +254,7 @@ class Job(_message.Message):
     the first.
     """
     max_attempts: _builtins.int
-    """Output only. How many attempts the job has in all; RetryJob adds to it."""
+    """Output only. How many attempts the job has in all; RetryJob adds to it, up to 10,000."""
     error_message: _builtins.str
     """Output only. What went wrong, for people; at most 1,000 bytes of UTF-8, longer texts are cut. Empty unless
     FAILED.

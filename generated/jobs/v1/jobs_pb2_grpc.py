@@ -247,7 +247,8 @@ class JobsServiceServicer(object):
 
         The number of its attempt goes on from where it was; max_attempts grows by what the job was created with. The
         fields of its end (end_time, error, cancelled_by_soeid, cancel_reason, progress) are cleared; attempts and the
-        history have them. The call can't be repeated safely: after a lost answer read the job.
+        history have them. It is available at once, but not before its start_delay is over. The call can't be repeated
+        safely: after a lost answer read the job.
 
         Permission: owner or creator of the job, or write on its data set.
 
@@ -256,7 +257,8 @@ class JobsServiceServicer(object):
         - NOT_FOUND JOB_NOT_FOUND: the job does not exist, or the caller may not see it.
         - NOT_FOUND DEPENDENCY_NOT_FOUND: a job that it waits for, and that was not COMPLETED, has been deleted.
         - PERMISSION_DENIED JOB_PERMISSION_DENIED: the caller may see the job but not retry it.
-        - FAILED_PRECONDITION JOB_NOT_RETRYABLE: the job is PENDING, RUNNING or COMPLETED, or its data set is gone.
+        - FAILED_PRECONDITION JOB_NOT_RETRYABLE: the job is PENDING, RUNNING or COMPLETED, its data set is gone, or it
+        has had 10,000 attempts.
         - FAILED_PRECONDITION DEPENDENCY_NOT_SATISFIABLE: a job that it waits for is FAILED or CANCELLED, and
         on_dependency_failure is not KEEP_WAITING.
         - UNAUTHENTICATED CREDENTIALS_MISSING, CREDENTIALS_INVALID, CALLER_UNKNOWN: who calls is not known.
