@@ -141,6 +141,7 @@ CASES = {
     "QueueDuties.dead_rows": Case(lambda _, tx, __: tx.queue_duties.dead_rows(), 1, 10),
     "QueueDuties.head": Case(lambda _, tx, __: tx.queue_duties.head(RunType.IMPORT), 2, 10),
     "Places.fill": Case(lambda _, tx, n: tx.places.fill(range(1, n + 1)), 12, 60),
+    "Places.fill free": Case(lambda _, tx, n: tx.places.fill(range(1, n + 1), wait=False), 12, 60),
     "Places.unfilled": Case(lambda _, tx, n: tx.places.unfilled(), 40, 80),
 }
 _LITERAL = r"__\\\[POSTCOMPILE_\w+\\\]"
@@ -181,7 +182,14 @@ def test_every_statement_of_the_queue_is_looked_at(crowded: Crowded) -> None:
     seen = {one.sql for case in CASES.values() for one in crowded.sent(case.send, 1)}
     missing = {name for name, text in written.items() if not any(re.fullmatch(text, sent) for sent in seen)}
     # Of jobs claimed again: by the primary key of their attempts.
-    assert missing == {"ATTEMPTS", "_RELABEL_QUEUE", "_RELABEL_LEASES", "_LABEL_LEASES", "_CLOCK"}
+    assert missing == {
+        "ATTEMPTS",
+        "_RELABEL_QUEUE",
+        "_RELABEL_LEASES",
+        "_LABEL_LEASES",
+        "_KEEP_RUNNING",
+        "_CLOCK",
+    }
 
 
 def test_what_it_costs_is_shown(crowded: Crowded, capsys: pytest.CaptureFixture[str]) -> None:
