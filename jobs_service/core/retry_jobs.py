@@ -20,6 +20,7 @@ from jobs_service.model.retry import MAX_TOTAL_ATTEMPTS
 from jobs_service.model.states import TERMINAL, EventType, may_become
 from jobs_service.storage.database import Transaction
 from jobs_service.storage.event_store import Event
+from jobs_service.storage.job_store import LockedJobs
 
 _HOPELESS = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 
@@ -47,9 +48,8 @@ class _Needs:
 def retry_jobs(tx: Transaction, requests: Sequence[RetryRequest], *, wait: bool) -> list[Job | JobsError]:
     """Retry the jobs asked for; see JobService.retry_jobs. wait: for what others hold."""
     permitted = allowed(tx, Action.RETRY, [GetRequest(one.caller, one.job_id) for one in requests])
-    found = tx.jobs.lock([job.job_id for job in permitted if isinstance(job, Job)], wait=wait)
-    ended = [job for job_id, job in found.jobs.items() if job_id in found.locked and job.status in _HOPELESS]
-    needs = _needs(tx, ended, wait=wait)
+    found = _lock(tx, {job.job_id for job in permitted if isinstance(job, Job)}, wait=wait)
+    needs = _needs(tx, found, [job.job_id for job in permitted if isinstance(job, Job)], wait=wait)
     winners: dict[UUID, RetryRequest] = {}
     results: list[Job | JobsError] = []
     for request, allowance in zip(requests, permitted, strict=True):
@@ -65,15 +65,23 @@ def retry_jobs(tx: Transaction, requests: Sequence[RetryRequest], *, wait: bool)
     return [retried[result.job_id] if isinstance(result, Job) else result for result in results]
 
 
-def _needs(tx: Transaction, jobs: Sequence[Job], *, wait: bool) -> _Needs:
-    if not jobs:
-        return _Needs(wait, (), {}, {}, ())
-    job_ids = [job.job_id for job in jobs]
-    datasets = tx.access.keep_datasets({job.dataset_id for job in jobs}, wait=wait)
+def _lock(tx: Transaction, job_ids: Collection[UUID], *, wait: bool) -> LockedJobs:
+    """Lock these jobs and what they may wait for: one after the other, they would not be in order."""
     unfinished = tx.dependencies.unfinished(job_ids)
     needed = {each for dependencies in unfinished.values() for each in dependencies}
-    # Whoever ends one of these waits for us, or we see its end.
-    shared = tx.dependencies.share(needed, wait=wait) if needed else {}
+    return tx.jobs.lock({*job_ids, *needed}, JobView.BASIC, wait=wait)
+
+
+def _needs(tx: Transaction, found: LockedJobs, asked: Sequence[UUID], *, wait: bool) -> _Needs:
+    locked = {job_id: found.jobs[job_id] for job_id in found.locked if job_id in found.jobs}
+    job_ids = [job_id for job_id in asked if job_id in locked and locked[job_id].status in _HOPELESS]
+    if not job_ids:
+        return _Needs(wait, (), {}, {}, ())
+    datasets = tx.access.keep_datasets({locked[job_id].dataset_id for job_id in job_ids}, wait=wait)
+    # Fewer at most than before the locks. Whoever ends one of these waits for us, or we see its end.
+    unfinished = tx.dependencies.unfinished(job_ids)
+    needed = {each for dependencies in unfinished.values() for each in dependencies}
+    shared = {job_id: locked[job_id].status for job_id in needed & locked.keys()}
     keep_waiting = tx.retries.keep_waiting(unfinished) if unfinished else ()
     return _Needs(wait, datasets, unfinished, shared, keep_waiting)
 

@@ -1,6 +1,7 @@
 """RetryJob: who may, what it needs, and what of the job goes on."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -19,7 +20,9 @@ from jobs_service.model.job import Job, JobStatus, RunType
 from jobs_service.model.requests import RetryRequest
 from jobs_service.model.work import Failure, LeaseState
 from jobs_service.upkeep.adopt_jobs import AdoptJobs
+from tests.support.postgres import connect
 from tests.support.queued import claim_request, claimed
+from tests.support.service import wait_until
 from tests.support.work import COMPLETED, Claimed, Workshop
 from tests.support.world import World
 
@@ -237,3 +240,20 @@ def test_a_job_that_release_0_1_0_made_and_that_ended_without_a_turn_is_retried(
     AdoptJobs(shop.world.database, shop.signals).run_once()
     [[claim]] = claimed(shop.world, claim_request(shop.worker))
     assert claim.job.job_id == job_id
+
+
+def test_a_retry_takes_its_locks_in_the_order_of_batches_whatever_depends_on_what(shop: Workshop) -> None:
+    first, last = sorted([shop.job(), shop.job()])
+    shop.set(last, dependencies=1)
+    shop.sql.execute("INSERT INTO job_dependencies VALUES (%s, %s)", (last, first))
+    shop.cancel(last)
+    lock = "SELECT FROM jobs WHERE job_id = %s FOR UPDATE NOWAIT"
+    waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with ThreadPoolExecutor(1) as thread:
+        with connect(shop.world.database_url) as ending, ending.transaction():
+            ending.execute(lock, (first,))
+            retrying = thread.submit(shop.retry, last)
+            wait_until(lambda: shop.sql.execute(waits).rowcount, 10, "the retry that waits")
+            ending.execute(lock, (last,))
+        assert isinstance(retrying.result(10), Job)
+    assert shop.get(last).waiting_on == (first,)
