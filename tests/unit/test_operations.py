@@ -11,7 +11,7 @@ from jobs_service.model.errors import Overloaded
 from jobs_service.transport.batcher import Limits
 from jobs_service.transport.call import Call
 from jobs_service.transport.operations import Operations
-from tests.unit.test_batcher import PATIENCE, on_a_loop
+from tests.support.batching import PATIENCE, on_a_loop
 
 
 @on_a_loop

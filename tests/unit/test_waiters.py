@@ -10,7 +10,7 @@ import pytest
 from jobs_service.model.errors import TooManyWaiters
 from jobs_service.model.job import RunType
 from jobs_service.transport.waiters import ClaimWaiter, ClaimWaiters, RevocationWaiters, WaitingRoom
-from tests.unit.test_batcher import PATIENCE, on_a_loop
+from tests.support.batching import PATIENCE, on_a_loop
 
 IMPORT, SAMPLING = frozenset([RunType.IMPORT]), frozenset([RunType.SAMPLING])
 BOTH = IMPORT | SAMPLING
