@@ -6,33 +6,23 @@ What counts is which index a table is read by, how many rows and how many blocks
 import re
 import statistics
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
 import pytest
 from sqlalchemy.sql import Executable
 from sqlalchemy.sql.elements import ClauseElement
 
-from jobs_service.model.caller import Caller
-from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
-from jobs_service.model.requests import Cursor, GetRequest, JobFilter
-from jobs_service.model.states import EventType
+from jobs_service.model.job import JobStatus, RunType
+from jobs_service.model.requests import Cursor, JobFilter
 from jobs_service.storage import access_store, dependency_store, event_store, job_list, job_store
-from jobs_service.storage.access_store import StandingQuestion
-from jobs_service.storage.database import Transaction
-from jobs_service.storage.dependency_store import PICKED, Ended
-from jobs_service.storage.event_store import Event
-from jobs_service.storage.job_insert import JobInsert
-from jobs_service.storage.job_store import RequestKey
-from jobs_service.storage.unheard_ends import NEWEST
 from tests.support import million
+from tests.support.full_database import Full, Work
 from tests.support.million import HOT_DATASET, HOT_OWNER, RARE_DATASET, RARE_OWNER, VIEWERS
-from tests.support.plans import Plan, Planned, Scan, Statement, explained, sent
+from tests.support.plans import Planned, Scan, explained
 from tests.support.postgres import PostgresServer
+from tests.support.store_cases import BY_HAND, CASES, LISTED, Case
 from tests.support.world import World
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -53,56 +43,6 @@ INSERT INTO job_queue
 """
 PAGE = 100
 DEEP = 1_000 * PAGE
-Work = Callable[[Transaction], object]
-
-
-class Full:
-    """A database with a million jobs, and some of what is in it."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.caller = Caller("mi00007", 7)
-        self.job_ids = self._column("SELECT job_id FROM jobs ORDER BY md5(job_id::text) LIMIT 100")
-        self.active = self._column("SELECT job_id FROM jobs WHERE end_time IS NULL LIMIT 100")
-        found = world.sql.execute(
-            "SELECT owner_id, creator_id, request_id FROM jobs WHERE request_id IS NOT NULL LIMIT 100"
-        )
-        self.keys = [RequestKey(*row) for row in found]
-        self.waiting = self._column("SELECT job_id FROM jobs WHERE dependencies > 0 LIMIT 100")
-        self.ended = self._column("SELECT job_id FROM ended_dependencies LIMIT 100")
-
-    def _column(self, query: str) -> list[Any]:
-        return [row[0] for row in self.world.sql.execute(query.encode())]
-
-    def sent_in_a_snapshot(self, work: Work) -> list[Statement]:
-        """What is sent as lists are read, without the setting of the limits itself."""
-
-        def run() -> None:
-            with self.world.database.snapshot(seconds=60) as tx:
-                work(tx)
-
-        settings, *statements = sent(self.world.database, run)
-        assert "force_custom_plan" in settings.parameters.values()
-        return statements
-
-    def sent_in_a_transaction(self, work: Work) -> list[Statement]:
-        """What is sent as everything else is done; it is taken back."""
-
-        def run() -> None:
-            with self.world.database.transaction() as tx:
-                work(tx)
-                raise InterruptedError
-
-        def interrupted() -> None:
-            with pytest.raises(InterruptedError):
-                run()
-
-        return sent(self.world.database, interrupted)
-
-    def listed(self, work: Work) -> Plan:
-        """What all statements of a list read, together; they are always planned for their values."""
-        plans = [explained(self.world.sql, one) for one in self.sent_in_a_snapshot(work)]
-        return Plan([scan for plan in plans for scan in plan.scans], sum(plan.blocks for plan in plans))
 
 
 @pytest.fixture(scope="module")
@@ -120,153 +60,6 @@ def full(postgres: PostgresServer) -> Iterator[Full]:
 
 
 # --- Every statement but those of the lists, for one and for many, however it is planned.
-
-_NAMES = frozenset({"pk_users", "pk_datasets"})
-_ACCESS = _NAMES | {"pk_dataset_permissions"}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A store's method: how it is called for n, by which indexes it reads, how many rows for each of n."""
-
-    send: Callable[..., object]
-    indexes: frozenset[str | None]
-    rows: int
-
-
-def _new(n: int) -> list[JobInsert]:
-    job = NewJob(
-        dataset_id=HOT_DATASET,
-        run_type=RunType.IMPORT,
-        run_parameters={},
-        payload_bytes=2,
-        request_hash=b"0" * 32,
-        request_id=uuid.uuid4(),
-    )
-    return [JobInsert(uuid.uuid4(), owner, owner, job) for owner in range(1, n + 1)]
-
-
-def _events(full: Full, n: int) -> list[Event]:
-    moment = datetime.now(UTC)
-    return [
-        Event(EventType.CREATED, job_id, RunType.IMPORT, full.caller, None, JobStatus.PENDING, moment)
-        for job_id in full.job_ids[:n]
-    ]
-
-
-def _finding(view: JobView) -> Case:
-    return Case(
-        lambda full, tx, n: tx.jobs.find([GetRequest(full.caller, one) for one in full.job_ids[:n]], view),
-        _ACCESS | _WAITS | _CLAIMS | {"pk_jobs"},
-        # One of ten that are active waits for five others.
-        19,
-    )
-
-
-def _reading(view: JobView) -> Case:
-    return Case(lambda full, tx, n: tx.jobs.read(full.active[:n], view), _BY_ID, 16)
-
-
-def _questions(n: int) -> list[StandingQuestion]:
-    return [StandingQuestion(Caller(f"mi{one:05}", one), one) for one in range(1, n + 1)]
-
-
-def _asked(full: Full, n: int) -> list[tuple[int, uuid.UUID]]:
-    return [(HOT_OWNER, job_id) for job_id in full.job_ids[:n]]
-
-
-_WAITS = frozenset({"pk_job_dependencies"})
-_CLAIMS = frozenset({"pk_job_attempts", "pk_job_leases"})
-_BY_ID = _NAMES | _WAITS | _CLAIMS | {"pk_jobs"}
-_DEPENDENCIES = {
-    "visible": Case(lambda full, tx, n: tx.dependencies.visible(_asked(full, n)), _ACCESS | {"pk_jobs"}, 4),
-    "share": Case(
-        lambda full, tx, n: tx.dependencies.share(full.active[:n], wait=True), frozenset({"pk_jobs"}), 1
-    ),
-    "share free": Case(
-        lambda full, tx, n: tx.dependencies.share(full.active[:n], wait=False), frozenset({"pk_jobs"}), 1
-    ),
-    "insert": Case(
-        lambda full, tx, n: tx.dependencies.insert({uuid.uuid4(): full.active[:n]}), frozenset(), 0
-    ),
-    "unfinished": Case(
-        lambda full, tx, n: tx.dependencies.unfinished(full.waiting[:n]), _WAITS | {"pk_jobs"}, 10
-    ),
-    "dependants": Case(
-        lambda full, tx, n: tx.dependencies.dependants([Ended(one) for one in full.ended[:n]], limit=101),
-        frozenset({"ix_job_dependencies_depends_on_job_id_job_id", "pk_jobs"}),
-        # One of them has 10,000.
-        202,
-    ),
-    "lock_free": Case(
-        lambda full, tx, n: tx.dependencies.lock_free(full.active[:n]), frozenset({"pk_jobs"}), 1
-    ),
-    "existing": Case(
-        lambda full, tx, n: tx.dependencies.existing(full.active[:n]), frozenset({"pk_jobs"}), 1
-    ),
-    "advance": Case(
-        lambda full, tx, n: tx.dependencies.advance(dict.fromkeys(full.waiting[:n], 1)),
-        _WAITS | {"pk_jobs", "pk_job_queue"},
-        13,
-    ),
-    "pick": Case(
-        lambda full, tx, n: tx.dependencies.pick(after=full.ended[0]),
-        frozenset({"pk_ended_dependencies"}),
-        # As many as one portion takes, whatever n.
-        PICKED,
-    ),
-    "leave": Case(
-        lambda full, tx, n: tx.dependencies.leave([Ended(one) for one in full.ended[:n]]), frozenset(), 0
-    ),
-    "drop": Case(
-        lambda full, tx, n: tx.dependencies.drop(full.ended[:n]), frozenset({"pk_ended_dependencies"}), 1
-    ),
-}
-CASES = {
-    **{f"DependencyStore.{name}": case for name, case in _DEPENDENCIES.items()},
-    **{f"JobStore.find {view.name}": _finding(view) for view in JobView},
-    "JobStore.insert": Case(
-        lambda _, tx, n: tx.jobs.insert(_new(n)),
-        # No data set has a limit here: their table is empty.
-        frozenset({"ix_job_queue_last_turn", "pk_dataset_limits", None}),
-        1,
-    ),
-    "JobStore.by_request_ids": Case(
-        lambda full, tx, n: tx.jobs.by_request_ids(full.keys[:n]), _BY_ID | {"uq_jobs_request_id"}, 16
-    ),
-    "JobStore.lock": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=True), _BY_ID, 16),
-    "JobStore.lock free": Case(lambda full, tx, n: tx.jobs.lock(full.active[:n], wait=False), _BY_ID, 16),
-    **{f"JobStore.read {view.name}": _reading(view) for view in JobView},
-    "JobStore.cancel": Case(
-        lambda full, tx, n: tx.jobs.cancel(dict.fromkeys(full.active[:n], ("mi00007", None))),
-        frozenset({"pk_jobs"}),
-        1,
-    ),
-    "UnheardEnds.note": Case(
-        lambda _, tx, n: tx.unheard_ends.note(NEWEST, n),
-        _WAITS | {"pk_jobs", "ix_jobs_active_newest"},
-        # A job with ten dependencies reads each of them, and its row there.
-        21,
-    ),
-    "EventStore.append": Case(lambda full, tx, n: tx.events.append(_events(full, n)), frozenset(), 0),
-    "AccessStore.standings": Case(lambda _, tx, n: tx.access.standings(_questions(n)), _ACCESS, 4),
-    "AccessStore.keep_datasets": Case(
-        lambda _, tx, n: tx.access.keep_datasets(range(1, n + 1), wait=True), frozenset({"pk_datasets"}), 1
-    ),
-    "AccessStore.keep_datasets free": Case(
-        lambda _, tx, n: tx.access.keep_datasets(range(1, n + 1), wait=False), frozenset({"pk_datasets"}), 1
-    ),
-    "AccessStore.user_exists": Case(lambda _, tx, n: tx.access.user_exists(n), frozenset({"pk_users"}), 1),
-    "AccessStore.user_ids": Case(
-        # Of a hundred, it rightly reads the 2,500 users that there are.
-        lambda _, tx, n: tx.access.user_ids([f"mi{one:05}" for one in range(1, min(n, 8) + 1)]),
-        frozenset({"uq_users_soeid"}),
-        1,
-    ),
-}
-BY_HAND = {"is_empty", "put_user", "put_dataset", "dataset_exists", "grant", "revoke", "grant_run_type"}
-"""What only the command line sends, one at a time."""
-LISTED = {"JobList.newest", "JobList.total"}
 
 
 @pytest.mark.parametrize("n", [1, 8, 100])
