@@ -15,7 +15,7 @@ Filter by what others' jobs have, and watch rows, totals and tokens
     test_no_filter_tells_of_hidden_jobs, test_a_number_beyond_the_cap_tells_nothing
 Claim to be somebody else: doubled, odd and binary headers
     test_no_spelling_of_the_header_makes_a_caller_somebody_else, test_two_headers_for_two_users_are_none,
-    test_hostile.py, test_permission_matrix.py
+    test_hostile.py, test_on_behalf.py, test_permission_matrix.py
 Use a request_id of others, or find it taken
     test_the_request_ids_of_others_tell_nothing
 Repeat a request when the permission, the role, the user or the token is gone
