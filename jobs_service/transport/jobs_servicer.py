@@ -1,8 +1,7 @@
 """JobsService: each RPC is its request converted, one operation of the core, and the answer converted."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from jobs_service.model.job import JobView
@@ -11,12 +10,8 @@ from jobs_service.transport import batches, page_tokens, requests, responses
 from jobs_service.transport import call as calls
 from jobs_service.transport.auth import Authenticator
 from jobs_service.transport.call import Call
+from jobs_service.transport.conversion import converted
 from jobs_service.transport.operations import Operations
-
-T = TypeVar("T")
-
-LARGE_BYTES = 32 * 1024
-"""What is larger is converted on a thread: on the loop every other call would wait for it."""
 
 
 class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
@@ -30,9 +25,9 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         """Create a job."""
         call, caller = calls.current_with_caller()
         size = request.ByteSize()
-        wanted = await _converted(size, lambda: requests.create_request(caller, request, call.traceparent))
+        wanted = await converted(size, lambda: requests.create_request(caller, request, call.traceparent))
         result = await self._operations.create(wanted, call)
-        return await _converted(size, lambda: responses.create_response(result))
+        return await converted(size, lambda: responses.create_response(result))
 
     async def ListJobs(self, request: jobs_pb2.ListJobsRequest, context: Any) -> jobs_pb2.ListJobsResponse:
         """Show a page of jobs."""
@@ -57,7 +52,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         call, caller = calls.current_with_caller()
         wanted, view = requests.get_request_and_view(caller, request)
         job = await self._operations.get(wanted, view, call)
-        return await _converted(
+        return await converted(
             job.payload_bytes, lambda: jobs_pb2.GetJobResponse(job=responses.to_message(job, view))
         )
 
@@ -68,13 +63,13 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         call, caller = calls.current_with_caller()
         wanted = requests.get_request(caller, request.job_id)
         job = await self._operations.get(wanted, JobView.STATUS, call)
-        return await _converted(job.payload_bytes, lambda: responses.status_response(job))
+        return await converted(job.payload_bytes, lambda: responses.status_response(job))
 
     async def CancelJob(self, request: jobs_pb2.CancelJobRequest, context: Any) -> jobs_pb2.CancelJobResponse:
         """Cancel a job."""
         call, caller = calls.current_with_caller()
         job = await self._operations.cancel(requests.cancel_request(caller, request), call)
-        return await _converted(
+        return await converted(
             job.payload_bytes,
             lambda: jobs_pb2.CancelJobResponse(job=responses.to_message(job, JobView.FULL)),
         )
@@ -83,7 +78,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         """Make a job PENDING again."""
         call, caller = calls.current_with_caller()
         job = await self._operations.retry(requests.retry_request(caller, request), call)
-        return await _converted(
+        return await converted(
             job.payload_bytes,
             lambda: jobs_pb2.RetryJobResponse(job=responses.to_message(job, JobView.FULL)),
         )
@@ -124,11 +119,6 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         if wanted.HasField("user_soeid"):
             return await self._authenticator.user_id(wanted.user_soeid.lower(), call)
         return None
-
-
-async def _converted(size: int, convert: Callable[[], T]) -> T:
-    """Convert here, or on a thread what is large."""
-    return await asyncio.to_thread(convert) if size > LARGE_BYTES else convert()
 
 
 def _list_response(page: Page, wanted: JobFilter, view: JobView) -> jobs_pb2.ListJobsResponse:

@@ -1,6 +1,5 @@
 """WorkersService: each RPC is its request converted, one operation of the core, and the answer converted."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from jobs_service.transport import call as calls
 from jobs_service.transport import worker_requests as requests
 from jobs_service.transport import worker_responses as responses
 from jobs_service.transport.call import Call
-from jobs_service.transport.jobs_servicer import LARGE_BYTES
+from jobs_service.transport.conversion import LARGE_BYTES, converted
 from jobs_service.transport.worker_operations import WorkerOperations
 
 T = TypeVar("T")
@@ -63,7 +62,7 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         # From here to the last byte of the answer: who does not get it has none of the jobs.
         call.if_undelivered = partial(self._operations.give_back, asked, result.claims)
         size = sum(claim.job.payload_bytes + LARGE_BYTES // _LARGE_JOBS for claim in result.claims)
-        response, surplus = await _converted(size, partial(responses.claim_response, result))
+        response, surplus = await converted(size, partial(responses.claim_response, result))
         self._keep_back(call, asked, result, len(result.claims) - len(surplus))
         return response
 
@@ -78,11 +77,11 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         """Renew leases."""
         call, caller = calls.current_with_caller()
         size = request.ByteSize()
-        asked, wait = await _converted(size, partial(requests.heartbeat_request, caller, request))
+        asked, wait = await converted(size, partial(requests.heartbeat_request, caller, request))
         if size > _MOST_WAITING_BYTES:
             wait *= 0
         results = await self._operations.heartbeat(asked, wait, call)
-        return await _converted(size, partial(responses.heartbeat_response, asked, results))
+        return await converted(size, partial(responses.heartbeat_response, asked, results))
 
     async def CompleteJob(
         self, request: workers_pb2.CompleteJobRequest, context: Any
@@ -105,11 +104,11 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
     ) -> workers_pb2.FinishJobsResponse:
         """Note how many claims ended."""
         call, caller = calls.current_with_caller()
-        finishes = await _converted(request.ByteSize(), partial(requests.finish_requests, caller, request))
+        finishes = await converted(request.ByteSize(), partial(requests.finish_requests, caller, request))
         outcomes = await self._operations.finish_all(finishes, call)
         results = [_result(outcome, call) for outcome in outcomes]
         _raise_common(results)
-        return await _converted(
+        return await converted(
             len(results) * LARGE_BYTES // _LARGE_JOBS, partial(responses.finish_response, finishes, results)
         )
 
@@ -121,9 +120,9 @@ class WorkersServicer(workers_pb2_grpc.WorkersServiceServicer):
         answer: Callable[[FinishResult], T],
     ) -> T:
         call, caller = calls.current_with_caller()
-        finish = await _converted(request.ByteSize(), partial(convert, caller, request))
+        finish = await converted(request.ByteSize(), partial(convert, caller, request))
         result = await self._operations.finish(finish, call)
-        return await _converted(result.job.payload_bytes, partial(answer, result))
+        return await converted(result.job.payload_bytes, partial(answer, result))
 
 
 def _result(outcome: FinishResult | Exception, call: Call) -> FinishResult | JobsError:
@@ -143,8 +142,3 @@ def _raise_common(results: Sequence[FinishResult | JobsError]) -> None:
     first = results[0]
     if isinstance(first, _OF_THE_CALL) and all(type(result) is type(first) for result in results):
         raise first
-
-
-async def _converted(size: int, convert: Callable[[], T]) -> T:
-    """Convert here, or on a thread what is large."""
-    return await asyncio.to_thread(convert) if size > LARGE_BYTES else convert()
