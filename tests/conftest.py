@@ -137,3 +137,8 @@ def work_world(work_service: tuple[str, ServiceProcess]) -> Iterator[World]:
         world.sql.execute(f"DELETE FROM {table}".encode())
     yield world
     world.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: none is left for the end, to run alone."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)

@@ -253,7 +253,10 @@ def test_an_empty_request_names_all_that_is_missing(judge: Judge, rpc: str) -> N
         (
             "BatchCreateJobs",
             {"requests": [{"dataset_id": -1, "run_type": 99, "priority": -1}, {"dataset_id": -2}]},
-            [f"requests[0].{name}" for name in ("dataset_id", "run_type", "run_parameters", "priority")],
+            [
+                *(f"requests[0].{name}" for name in ("dataset_id", "run_type", "run_parameters", "priority")),
+                *(f"requests[1].{name}" for name in ("dataset_id", "run_type", "run_parameters")),
+            ],
         ),
     ],
     ids=[

@@ -128,7 +128,14 @@ CERTAIN: dict[str, tuple[str, Callable[[Lease], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "rounds"), [("complete", ROUNDS), ("fail for good", FEWER)])
+@pytest.mark.parametrize(
+    ("kind", "rounds"),
+    [
+        pytest.param("complete", ROUNDS, marks=pytest.mark.long),
+        ("complete", FEWER),
+        ("fail for good", FEWER),
+    ],
+)
 def test_of_a_cancel_and_a_result_exactly_one_wins_and_the_other_is_told_so(
     stage: Stage, kind: str, rounds: int
 ) -> None:
