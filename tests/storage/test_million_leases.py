@@ -1,5 +1,6 @@
 """With a million jobs, and a lease for every one that runs, claims end and leases are found by their keys."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -133,6 +134,24 @@ def test_a_statement_goes_by_its_index(full: Full, case: Case, planned: Planned,
         assert {scan.index for scan in plan.scans} <= case.indexes, plan
         # Postgres 18 tells rows as an average over the loops, to two places.
         assert sum(scan.rows for scan in plan.scans) <= 1.05 * case.rows * n, plan
+
+
+def test_after_a_start_the_sweep_passes_over_each_expired_lease_once(
+    full: Full, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full.world.sql.transaction(force_rollback=True):
+        expired = full.world.sql.execute("UPDATE job_leases SET lease_expire_time = now()").rowcount
+        since = full.world.sql.execute("SELECT now()").fetchone()
+        assert since is not None
+        [statement] = full.sent(lambda tx: tx.leases.candidates(since=since[0], limit=100))
+        begin = time.perf_counter()
+        plan = explained(full.world.sql, statement)
+        milliseconds = (time.perf_counter() - begin) * 1000
+    with capsys.disabled():
+        version = full.world.sql.info.server_version // 10_000
+        print(f"\nPostgres {version}: {expired} expired, none to be taken back: {milliseconds:.1f} ms")
+    assert {scan.index for scan in plan.scans} == {"ix_job_leases_expiry"}
+    assert 0 < sum(scan.rows for scan in plan.scans) <= expired
 
 
 def _sent_by(case: Case, full: Full, tx: Transaction) -> object:

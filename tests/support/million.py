@@ -167,6 +167,7 @@ def fill(connection: psycopg.Connection, *, analyze: bool = True, pending: int =
         connection.execute("VACUUM ANALYZE")
 
 
+# Of ten hash values those with 0 wait for other jobs.
 _CLAIMS = (
     """
     UPDATE jobs SET claims = 2, attempt = 2, max_attempts = 3, status = 'RUNNING',
@@ -180,8 +181,8 @@ _CLAIMS = (
            FROM jobs WHERE status = 'RUNNING' AND lease_token IS NOT NULL
     """,
     """
-    UPDATE job_leases SET lease_expire_time = now() - interval '1 s', lease_duration = interval '1 ms'
-     WHERE hashtext(job_id::text) % 10 = 0
+    UPDATE job_leases SET lease_expire_time = now() - interval '1 h', lease_duration = interval '1 ms'
+     WHERE hashtext(job_id::text) % 10 = 1
     """,
     """
     INSERT INTO job_attempts
