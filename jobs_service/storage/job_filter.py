@@ -118,6 +118,6 @@ def newest(*conditions: ColumnElement[bool], depth: ColumnElement[int] = DEPTH) 
     return keys.order_by(*newest_first(jobs)).limit(depth)
 
 
-def made_for_others() -> ColumnElement[bool]:
+def made_for_others(creator: ColumnElement[int] = VIEWER) -> ColumnElement[bool]:
     # The second half is the condition of the creator's index.
-    return (jobs.c.creator_id == VIEWER) & (jobs.c.creator_id != jobs.c.owner_id)
+    return (jobs.c.creator_id == creator) & (jobs.c.creator_id != jobs.c.owner_id)
