@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from jobs_service.model.caller import Caller
+from jobs_service.model.caller import Caller, Level, Role
 from jobs_service.model.job import JobStatus, JobView, NewJob, RunType
 from jobs_service.model.requests import GetRequest
 from jobs_service.model.states import EventType
@@ -118,7 +118,34 @@ _DEPENDENCIES = {
         lambda full, tx, n: tx.dependencies.drop(full.ended[:n]), frozenset({"pk_ended_dependencies"}), 1
     ),
 }
+_ACCESS_CHANGES = {
+    # Any user will do.
+    "is_empty": Case(lambda _, tx, __: tx.access.is_empty(), frozenset({"pk_users", None}), 1),
+    "lock": Case(lambda _, tx, __: tx.access.lock(), frozenset(), 0),
+    "put_user": Case(lambda _, tx, n: tx.access.put_user(f"mi{n:05}", Role.USER), frozenset(), 0),
+    "put_dataset": Case(lambda _, tx, n: tx.access.put_dataset(n, "renamed"), frozenset(), 0),
+    "delete_user": Case(
+        lambda _, tx, n: tx.access.delete_user(f"mi{n:05}"), frozenset({"uq_users_soeid"}), 1
+    ),
+    "delete_dataset": Case(lambda _, tx, n: tx.access.delete_dataset(n), frozenset({"pk_datasets"}), 1),
+    "set_limit": Case(lambda _, tx, n: tx.access.set_limit(n, 5), frozenset(), 0),
+    "set_limit away": Case(
+        lambda _, tx, n: tx.access.set_limit(n, None), frozenset({"pk_dataset_limits", None}), 0
+    ),
+    "grant": Case(lambda _, tx, n: tx.access.grant(n, HOT_DATASET, Level.READ), frozenset(), 0),
+    "revoke": Case(
+        lambda _, tx, n: tx.access.revoke(n, HOT_DATASET), frozenset({"pk_dataset_permissions"}), 1
+    ),
+    "grant_run_type": Case(lambda _, tx, n: tx.access.grant_run_type(n, RunType.IMPORT), frozenset(), 0),
+    "revoke_run_type": Case(
+        lambda _, tx, n: tx.access.revoke_run_type(n, RunType.IMPORT),
+        # Nothing is granted here.
+        frozenset({"pk_run_type_grants", None}),
+        0,
+    ),
+}
 CASES = {
+    **{f"AccessStore.{name}": case for name, case in _ACCESS_CHANGES.items()},
     **{f"DependencyStore.{name}": case for name, case in _DEPENDENCIES.items()},
     **{f"JobStore.find {view.name}": _finding(view) for view in JobView},
     "JobStore.insert": Case(
@@ -160,6 +187,4 @@ CASES = {
         1,
     ),
 }
-BY_HAND = {"is_empty", "put_user", "put_dataset", "dataset_exists", "grant", "revoke", "grant_run_type"}
-"""What only the command line sends, one at a time."""
 LISTED = {"JobList.newest", "JobList.total"}
