@@ -66,6 +66,12 @@ def full(postgres: PostgresServer) -> Iterator[Full]:
         world.close()
 
 
+@pytest.fixture(scope="module")
+def tidied(full: Full) -> None:
+    """Without the dead rows that calls taken back have left among the jobs; a list would read them too."""
+    full.world.sql.execute("VACUUM jobs")
+
+
 # --- Every statement but those of the lists, for one and for many, however it is planned.
 
 
@@ -181,6 +187,7 @@ def _whole_tables(scans: list[Scan]) -> list[Scan]:
     return [scan for scan in scans if scan.kind == "Seq Scan" and scan.table in {"jobs", "job_events"}]
 
 
+@pytest.mark.usefixtures("tidied")
 @pytest.mark.parametrize("wanted", FILTERS.values(), ids=FILTERS)
 @pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
 def test_a_first_page_reads_little_whatever_the_filter(
@@ -192,6 +199,7 @@ def test_a_first_page_reads_little_whatever_the_filter(
     assert sum(scan.rows for scan in plan.scans if scan.table == "jobs") <= 0.1 * million.JOBS, plan
 
 
+@pytest.mark.usefixtures("tidied")
 @pytest.mark.parametrize("wanted", FILTERS.values(), ids=FILTERS)
 @pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
 def test_a_total_reads_little_whatever_the_filter(full: Full, viewer: int | None, wanted: JobFilter) -> None:
