@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 PENDING = 100_000
 LIMIT = 1_001
 BLOCKS = 10_000
+ROUNDED = 2
+"""Rows too many where several processes read: what is told is their average, times their number."""
 INDEXES = {
     "ix_jobs_active_newest",
     "ix_jobs_dataset_newest",
@@ -80,7 +82,7 @@ def test_no_more_is_read_than_what_has_not_ended(
         plan = _plan(full, actor, wanted)
         scans = [scan for scan in plan.scans if scan.table == "jobs"]
         assert {scan.index for scan in scans} <= INDEXES, name
-        assert sum(scan.rows for scan in scans) <= active, name
+        assert sum(scan.rows for scan in scans) <= active + ROUNDED, name
         assert plan.blocks <= BLOCKS, name
         lines.append(f"{name:36}{_milliseconds(full, actor, wanted):8.1f} ms{plan.blocks:8} blocks")
     with capsys.disabled():
