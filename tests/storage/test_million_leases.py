@@ -1,5 +1,6 @@
 """With a million jobs, and a lease for every one that runs, claims end and leases are found by their keys."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -154,8 +155,33 @@ def test_after_a_start_the_sweep_passes_over_each_expired_lease_once(
     assert 0 < sum(scan.rows for scan in plan.scans) <= expired
 
 
-def _sent_by(case: Case, full: Full, tx: Transaction) -> object:
-    return case.send(full, tx, 1)
+def test_what_it_costs_is_shown(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for name, case in CASES.items():
+        for n in (1, 100):
+            plans = [
+                explained(full.world.sql, one, Planned.GENERIC)
+                for one in full.sent(partial(_sent, case, full, n))
+            ]
+            rows = sum(scan.rows for plan in plans for scan in plan.scans)
+            blocks = sum(plan.blocks for plan in plans)
+            lines.append(f"{name:28}{n:5}{_milliseconds(full, case, n):9.1f} ms {rows:6} r {blocks:6} b")
+    with capsys.disabled():
+        print("\n" + str(full.world.sql.info.server_version))
+        print("\n".join(lines))
+
+
+def _sent(case: Case, full: Full, n: int, tx: Transaction) -> object:
+    return case.send(full, tx, n)
+
+
+def _milliseconds(full: Full, case: Case, n: int) -> float:
+    times = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        full.sent(partial(_sent, case, full, n))
+        times.append((time.perf_counter() - begin) * 1000)
+    return statistics.median(times)
 
 
 def test_every_method_and_every_statement_is_looked_at(full: Full) -> None:
@@ -174,6 +200,6 @@ def test_every_method_and_every_statement_is_looked_at(full: Full) -> None:
         for name, found in vars(module).items()
         if isinstance(found, Executable) and isinstance(found, ClauseElement) and name.isupper()
     }
-    seen = {one.sql for case in CASES.values() for one in full.sent(partial(_sent_by, case, full))}
+    seen = {one.sql for case in CASES.values() for one in full.sent(partial(_sent, case, full, 1))}
     assert len(written) >= 12
     assert {name for name, text in written.items() if text not in seen} == set()
