@@ -120,8 +120,8 @@ _DEPENDENCIES = {
 }
 _ACCESS_CHANGES = {
     # Any user will do.
-    "is_empty": Case(lambda _, tx, __: tx.access.is_empty(), frozenset({"pk_users", None}), 1),
-    "lock": Case(lambda _, tx, __: tx.access.lock(), frozenset(), 0),
+    "is_empty": Case(lambda _, tx, n: tx.access.is_empty(), frozenset({"pk_users", None}), 1),
+    "lock": Case(lambda _, tx, n: tx.access.lock(), frozenset(), 0),
     "put_user": Case(lambda _, tx, n: tx.access.put_user(f"mi{n:05}", Role.USER), frozenset(), 0),
     "put_dataset": Case(lambda _, tx, n: tx.access.put_dataset(n, "renamed"), frozenset(), 0),
     "delete_user": Case(
