@@ -27,7 +27,7 @@ class Full:
         )
         self.keys = [RequestKey(*row) for row in found]
         self.waiting = self._column("SELECT job_id FROM jobs WHERE dependencies > 0 LIMIT 100")
-        self.ended = self._column("SELECT job_id FROM ended_dependencies LIMIT 100")
+        self.ended = self._column("SELECT job_id FROM ended_dependencies ORDER BY job_id LIMIT 100")
 
     def _column(self, query: str) -> list[Any]:
         return [row[0] for row in self.world.sql.execute(query.encode())]
