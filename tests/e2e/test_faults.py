@@ -40,7 +40,8 @@ from tests.e2e.load import (
 )
 from tests.support.client import Client, refused
 from tests.support.postgres import PostgresServer, connect, open_database, running_postgres
-from tests.support.service import STOP_SECONDS, run_command, wait_until
+from tests.support.scrape import scrape
+from tests.support.service import STOP_SECONDS, ServiceProcess, run_command, wait_until
 from tests.support.world import KEY
 
 
@@ -251,7 +252,7 @@ def test_a_second_service_on_the_same_folder_is_refused_and_the_first_goes_on(tm
 
 def test_sigterm_to_the_whole_group_gives_every_accepted_call_its_result(tmp_path: Path) -> None:
     patient = {"JOBS_LOCK_SECONDS": "20", "JOBS_BATCH_SECONDS": "20", "JOBS_MAX_WAIT_SECONDS": "60"}
-    settings = embedded_settings(tmp_path) | patient
+    settings = embedded_settings(tmp_path) | patient | {"JOBS_METRICS_LISTEN": "127.0.0.1:0"}
     request_ids = [str(uuid.uuid4()) for _ in range(100)]
     with serving(tmp_path, settings) as service:
         url, processes = embedded_url(settings), family(postmaster(settings))
@@ -263,12 +264,13 @@ def test_sigterm_to_the_whole_group_gives_every_accepted_call_its_result(tmp_pat
             other.execute("LOCK TABLE job_events IN SHARE MODE")
             calls = [_create(clients[n % 4], request_id) for n, request_id in enumerate(request_ids)]
             wait_until(lambda: _blocked(url, other), 10, "a batch waits for the lock")
-            # Sent after the creates of its connection: when it is answered they have been accepted.
-            for client in clients:
-                client.list()
+            # What gRPC has received and not handed over yet ends without an answer (grpc/grpc#41785).
+            wait_until(
+                lambda: sum(scrape(service).values("jobs_calls_in_progress")) >= 100, 20, "all are taken"
+            )
             os.killpg(service.process.pid, signal.SIGTERM)
             wait_until(lambda: _outcome_of_a_list(clients[0]) == NO_SERVICE, 10, "new calls are refused")
-            assert not any(call.done() for call in calls)
+            assert not [call.exception() for call in calls if call.done()]
             other.execute("COMMIT")
         job_ids = [call.result(20).job.job_id for call in calls]
         assert service.process.wait(STOP_SECONDS) == 0
@@ -278,6 +280,10 @@ def test_sigterm_to_the_whole_group_gives_every_accepted_call_its_result(tmp_pat
     with serving(tmp_path, settings) as service:
         assert lost_and_doubled(url, dict(zip(request_ids, job_ids, strict=True))) == (0, 0)
         assert service.stop() == 0
+
+
+def _in_progress(service: ServiceProcess) -> float:
+    return sum(scrape(service).values("jobs_calls_in_progress"))
 
 
 def _create(client: Client, request_id: str) -> Any:
