@@ -115,29 +115,7 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     signals, heads = Signals(), QueueHeads()
     pauses = Pauses()
-    limits = Limits(
-        rows=config.batch_rows,
-        waiting=config.max_waiting,
-        seconds=config.batch_seconds,
-        patience=config.max_wait_seconds,
-    )
-    operations = Operations(
-        JobService(storage.database, signals),
-        AccessService(storage.database, signals),
-        limits=limits,
-        list_threads=config.list_threads,
-        read_seconds=config.read_seconds,
-        abort=storage.database.abort,
-        metrics=metrics,
-    )
-    worker_operations = WorkerOperations(
-        WorkerService(storage.database, signals, heads),
-        signals,
-        limits=limits,
-        max_waiters=config.max_waiters,
-        abort=storage.database.abort,
-        metrics=metrics,
-    )
+    operations, worker_operations = _operations(config, storage.database, signals, heads, metrics)
     health = Health(SERVICES, lambda: _is_ready(storage.database))
     metrics.ready_is(lambda: health.ready)
     upkeep = Upkeep(_duties(config, storage.database, signals, heads, pauses, metrics), metrics.duties)
@@ -174,6 +152,35 @@ async def _serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await _end(upkeep, storage.database)
+
+
+def _operations(
+    config: Config, database: Database, signals: Signals, heads: QueueHeads, metrics: Metrics
+) -> tuple[Operations, WorkerOperations]:
+    limits = Limits(
+        rows=config.batch_rows,
+        waiting=config.max_waiting,
+        seconds=config.batch_seconds,
+        patience=config.max_wait_seconds,
+    )
+    jobs = Operations(
+        JobService(database, signals),
+        AccessService(database, signals),
+        limits=limits,
+        list_threads=config.list_threads,
+        read_seconds=config.read_seconds,
+        abort=database.abort,
+        metrics=metrics,
+    )
+    work = WorkerOperations(
+        WorkerService(database, signals, heads),
+        signals,
+        limits=limits,
+        max_waiters=config.max_waiters,
+        abort=database.abort,
+        metrics=metrics,
+    )
+    return jobs, work
 
 
 def _duties(
