@@ -196,7 +196,7 @@ class Config:
         "2000",
         _number(0, 1_000_000, int),
         "Calls of workers that may wait for jobs, or for a job's end; more are refused with"
-        " TOO_MANY_WAITERS. One that waits takes some 30 KB of memory, and nothing else.",
+        " TOO_MANY_WAITERS. One that waits takes memory and nothing else.",
     )
     max_calls: int = _setting(
         "4000",
